@@ -1,0 +1,274 @@
+"""From a published checkpoint to the packed form, one expert at a time.
+
+Experts and matrices that the source already holds in MLX's affine form are taken over bit for bit; others are
+quantised, or kept as they are. A killed run goes on where it stopped and ends with the same bytes; a directory
+opens only when its packed.json is there, which is written last.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashmoe_lab.checkpoint.layer_file import PARTIAL, BlockLayout, LayerFile, Progress
+from flashmoe_lab.checkpoint.packed import MANIFEST, Manifest, layer_files, write_whole
+from flashmoe_lab.checkpoint.quantize import quantize
+from flashmoe_lab.checkpoint.resident_file import ResidentTensor, split_files, write_resident
+from flashmoe_lab.checkpoint.source import Parts, Source
+from flashmoe_lab.config import Quantization, is_gate, is_matrix, read_json
+
+_SLICE_NBYTES = 64 << 20  # a resident tensor is read this much at a time
+_KEPT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackSettings:
+    """What to quantise to; None keeps tensors as the source has them.
+
+    Attributes:
+        experts: the routed experts.
+        resident: every other matrix but the gates.
+        router: the router and the gate of the shared expert.
+    """
+
+    experts: Quantization | None
+    resident: Quantization | None
+    router: Quantization | None
+
+    @classmethod
+    def of(
+        cls,
+        bits: int | None = 4,
+        group_size: int = 64,
+        router_bits: int | None = 8,
+        resident_bits: int | None = None,
+    ) -> "PackSettings":
+        """The usual choice: what stays in memory gets at least 4 bits, the gates 8.
+
+        With `bits` None everything is kept as the source has it.
+        """
+        if bits is None:
+            return cls(experts=None, resident=None, router=None)
+        resident = resident_bits or max(bits, 4)
+        return cls(
+            experts=Quantization(bits=bits, group_size=group_size),
+            resident=Quantization(bits=resident, group_size=group_size),
+            router=Quantization(bits=router_bits, group_size=group_size) if router_bits else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackPlan:
+    """Everything that will be written, known before the first byte is."""
+
+    source: Source
+    destination: Path
+    settings: PackSettings
+    layers: tuple[LayerFile, ...]
+    resident: dict[str, list[ResidentTensor]]
+
+    @classmethod
+    def make(cls, source: Source, destination: str | Path, settings: PackSettings) -> "PackPlan":
+        """Plan a packing.
+
+        Raises:
+            ValueError: a matrix cannot be quantised as asked, or is already quantised to other bits.
+        """
+        config, directory = source.config, Path(destination)
+        layouts = tuple(
+            _expert_layout(source, layer, settings.experts)
+            for layer in range(config.num_hidden_layers)
+        )
+        tensors = [_resident_tensor(source, name, settings) for name in config.resident_shapes()]
+        return cls(
+            source=source,
+            destination=directory,
+            settings=settings,
+            layers=layer_files(directory, config, layouts),
+            resident=split_files(tensors),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data that the packed checkpoint will hold."""
+        resident = sum(tensor.nbytes for group in self.resident.values() for tensor in group)
+        return resident + sum(layer.nbytes for layer in self.layers)
+
+    def resident_quantization(self) -> dict[str, Quantization]:
+        """Module path -> how its matrix will be stored, for those that are quantised."""
+        found: dict[str, Quantization] = {}
+        for group in self.resident.values():
+            for tensor in group:
+                if "scales" in tensor.parts:
+                    columns = self.source.config.resident_shapes()[tensor.name][1]
+                    words = tensor.parts["weight"][1][1]
+                    groups = tensor.parts["scales"][1][1]
+                    found[tensor.name.removesuffix(".weight")] = Quantization(
+                        bits=words * 32 // columns, group_size=columns // groups
+                    )
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for an interrupted packing to be gone on with."""
+        return {"source": self.source.identity, "settings": asdict(self.settings)}
+
+
+def pack(plan: PackPlan, progress: Progress = lambda nbytes: None, workers: int = 0) -> None:
+    """Carry out a plan; a finished one is left alone, an unfinished one is gone on with.
+
+    Args:
+        progress: told of bytes done since its last call, up to `plan.nbytes`.
+        workers: experts quantised side by side; 0 takes the number of cores, up to 4.
+
+    Raises:
+        FileExistsError: the destination holds another packing.
+        OSError: no room on the disk; what is done stays for the next run.
+    """
+    directory = plan.destination
+    if _already_packed(plan):
+        progress(plan.nbytes)
+        _remove_leftovers(directory)
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_space(plan)
+    write_whole(directory / (MANIFEST + PARTIAL), json.dumps(plan.identity()).encode())
+    checksums: dict[str, str] = {}
+    for file, tensors in plan.resident.items():
+        checksums.update(write_resident(directory / file, tensors, progress))
+    workers = workers or min(4, os.cpu_count() or 1)
+    for layer in plan.layers:
+        _pack_layer(plan.source, layer, progress, workers)
+    _copy_kept_files(plan.source.path, directory)
+    manifest = Manifest(
+        layers=tuple(layer.layout for layer in plan.layers),
+        resident_files=tuple(plan.resident),
+        resident_quantization=plan.resident_quantization(),
+        resident_checksums=checksums,
+        source={"name": plan.source.path.resolve().name, "identity": plan.source.identity},
+    )
+    manifest.write(directory)
+    _remove_leftovers(directory)
+
+
+def _pack_layer(source: Source, layer: LayerFile, progress: Progress, workers: int) -> None:
+    if layer.path.exists():
+        progress(layer.nbytes)
+        return
+    layout = layer.layout
+    keep = source.expert_quantization(layer.layer) is not None or layout.quantization is None
+
+    def make_block(expert: int) -> np.ndarray:
+        parts = source.expert(layer.layer, expert)
+        if not keep and layout.quantization is not None:
+            parts = {
+                projection: quantize(matrix["weight"], layout.quantization)
+                for projection, matrix in parts.items()
+            }
+        return layout.assemble(parts)
+
+    layer.write(make_block, progress, workers)
+
+
+def _expert_layout(source: Source, layer: int, wanted: Quantization | None) -> BlockLayout:
+    found = source.expert_quantization(layer)
+    if found and wanted and found != wanted:
+        raise ValueError(
+            f"{source.path}: layer {layer}: its experts are already quantised to {found.bits} bits in "
+            f"groups of {found.group_size} and are never requantised; leave out --bits"
+        )
+    quantization = found or wanted
+    if quantization is not None:
+        for projection, shape in source.config.expert_shapes().items():
+            _check_columns(f"layer {layer}: {projection}", shape, quantization)
+    return BlockLayout.of(source.config, quantization, source.expert_dtype(layer))
+
+
+def _resident_tensor(source: Source, name: str, settings: PackSettings) -> ResidentTensor:
+    shape = source.config.resident_shapes()[name]
+    dtype = source.resident_dtype(name)
+    if not is_matrix(name):
+        return ResidentTensor(
+            name=name, parts={"weight": (dtype, shape)}, slices=lambda: _slices(source, name, None)
+        )
+    found = source.quantization(name)
+    wanted = settings.router if is_gate(name) else settings.resident
+    quantization = found or wanted  # what is quantised already is never requantised
+    if quantization is None or (found is None and shape[1] % quantization.group_size):
+        return ResidentTensor(
+            name=name, parts={"weight": (dtype, shape)}, slices=lambda: _slices(source, name, None)
+        )
+    groups = shape[1] // quantization.group_size
+    parts = {
+        "weight": ("U32", (shape[0], shape[1] * quantization.bits // 32)),
+        "scales": (dtype, (shape[0], groups)),
+        "biases": (dtype, (shape[0], groups)),
+    }
+    todo = None if found else quantization
+    return ResidentTensor(name=name, parts=parts, slices=lambda: _slices(source, name, todo))
+
+
+def _slices(source: Source, name: str, todo: Quantization | None) -> Iterator[Parts]:
+    for parts in source.resident_slices(name, _SLICE_NBYTES):
+        yield quantize(parts["weight"], todo) if todo else parts
+
+
+def _check_columns(what: str, shape: tuple[int, ...], quantization: Quantization) -> None:
+    if shape[1] % quantization.group_size:
+        raise ValueError(
+            f"{what}: {shape[1]} columns are no whole number of groups of "
+            f"{quantization.group_size}; choose another --group-size or --bits none"
+        )
+
+
+def _already_packed(plan: PackPlan) -> bool:
+    directory = plan.destination
+    if (directory / MANIFEST).exists():
+        manifest = Manifest.read(directory)
+        same = (
+            manifest.source.get("identity") == plan.source.identity
+            and manifest.layers == tuple(layer.layout for layer in plan.layers)
+            and manifest.resident_quantization == plan.resident_quantization()
+        )
+        if same:
+            return True
+        raise FileExistsError(
+            f"{directory}: holds another packed checkpoint; choose another destination or remove it"
+        )
+    started = directory / (MANIFEST + PARTIAL)
+    if started.exists():
+        if read_json(started) != json.loads(json.dumps(plan.identity())):
+            raise FileExistsError(
+                f"{directory}: holds an unfinished packing of another source or with other settings; "
+                "give the same ones to go on, or remove the directory"
+            )
+    elif directory.exists() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory}: is not empty and not a packing; choose another")
+    return False
+
+
+def _check_space(plan: PackPlan) -> None:
+    present = sum(f.stat().st_size for f in plan.destination.rglob("*") if f.is_file())
+    needed = plan.nbytes - present
+    free = shutil.disk_usage(plan.destination).free
+    if needed > free:
+        raise OSError(
+            f"{plan.destination}: no room: {needed / 1e9:.2f} GB more are needed, "
+            f"{free / 1e9:.2f} GB are free"
+        )
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for file in directory.rglob("*" + PARTIAL):
+        file.unlink()
+
+
+def _copy_kept_files(source: Path, destination: Path) -> None:
+    for pattern in _KEPT_FILES:
+        for file in sorted(source.glob(pattern)):
+            if not file.name.endswith(".index.json") and file.name != MANIFEST:
+                write_whole(destination / file.name, file.read_bytes())

@@ -1,0 +1,204 @@
+"""The operations that have several implementations, and the choice among them.
+
+Each operation is one function with a table of variants of the same signature; every variant is held to the NumPy
+float64 `*_reference` beside it. The choice is made per call from what MLX runs on; a caller may name a variant.
+
+* `expert_mlp`: the SwiGLU of the routed experts, straight from bank memory.
+* `delta_rule`: the recurrence of GatedDeltaNet over a sequence.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from flashmoe_lab.config import Quantization
+from flashmoe_lab.stages.activation import silu, silu64
+
+_DELTA_EVAL_STEPS = 64  # a longer lazy graph only costs memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights:
+    """Stacked matrices of many experts: component ("up_proj.scales", ...) -> [slots, out, in or groups]."""
+
+    components: Mapping[str, mx.array]
+    quantization: Quantization | None
+
+
+# The routed experts
+
+
+def expert_mlp(
+    x: mx.array,
+    tokens: np.ndarray,
+    slots: np.ndarray,
+    weights: ExpertWeights,
+    variant: str | None = None,
+) -> mx.array:
+    """`down(silu(gate(x)) * up(x))` for pairs of a token and an expert.
+
+    Args:
+        x: [T, hidden].
+        tokens, slots: int [P], sorted by slot: pair p is token tokens[p] through the expert in slots[p].
+        variant: one of EXPERT_MLP; by default `by_expert` on a CPU, `gather` on a GPU.
+
+    Returns:
+        [P, hidden] in x's type.
+    """
+    if variant is None:
+        variant = "by_expert" if mx.default_device() == mx.cpu else "gather"
+    return _choose(EXPERT_MLP, variant)(x, tokens, slots, weights)
+
+
+def _by_expert(
+    x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertWeights
+) -> mx.array:
+    """One product for each expert over all its rows: no copy of the bank, whatever the types."""
+    starts = np.flatnonzero(np.diff(slots, prepend=-1))
+    ends = [*starts[1:], len(slots)]
+    index = mx.array(tokens)
+    outs: list[mx.array] = []
+    for start, end in zip(starts, ends, strict=True):
+        slot = int(slots[start])
+        rows = x if len(tokens) == len(x) == 1 else x[index[int(start) : int(end)]]
+        hidden = silu(_matrix(rows, slot, "gate_proj", weights))
+        hidden = hidden * _matrix(rows, slot, "up_proj", weights)
+        outs.append(_matrix(hidden, slot, "down_proj", weights))
+    return outs[0] if len(outs) == 1 else mx.concatenate(outs)
+
+
+def _matrix(x: mx.array, slot: int, projection: str, weights: ExpertWeights) -> mx.array:
+    parts = weights.components
+    weight = parts[f"{projection}.weight"][slot]
+    if weights.quantization is None:
+        return x @ weight.astype(x.dtype).T
+    return mx.quantized_matmul(
+        x,
+        weight,
+        parts[f"{projection}.scales"][slot],
+        parts[f"{projection}.biases"][slot],
+        transpose=True,
+        group_size=weights.quantization.group_size,
+        bits=weights.quantization.bits,
+    )
+
+
+def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertWeights) -> mx.array:
+    """One product for all pairs, slot numbers as data.
+
+    Where activations and scales differ in type MLX would convert the scales of the whole bank, so then
+    only the experts in use are taken out first.
+    """
+    index = mx.array(slots.astype(np.uint32))
+    parts = weights.components
+    kind = parts["down_proj.scales" if weights.quantization else "down_proj.weight"].dtype
+    if kind != x.dtype:
+        used, inverse = np.unique(slots, return_inverse=True)
+        taken = mx.array(used)
+        parts = {name: array[taken] for name, array in parts.items()}
+        parts = {
+            name: array if array.dtype == mx.uint32 else array.astype(x.dtype)
+            for name, array in parts.items()
+        }
+        index = mx.array(inverse.astype(np.uint32))
+    rows = x[mx.array(tokens)][:, None, :]  # [P, 1, hidden]
+
+    def product(values: mx.array, projection: str) -> mx.array:
+        weight = parts[f"{projection}.weight"]
+        if weights.quantization is None:
+            return mx.gather_mm(
+                values, weight.swapaxes(-1, -2), rhs_indices=index, sorted_indices=True
+            )
+        return mx.gather_qmm(
+            values,
+            weight,
+            parts[f"{projection}.scales"],
+            parts[f"{projection}.biases"],
+            rhs_indices=index,
+            transpose=True,
+            group_size=weights.quantization.group_size,
+            bits=weights.quantization.bits,
+            sorted_indices=True,
+        )
+
+    hidden = silu(product(rows, "gate_proj")) * product(rows, "up_proj")
+    return product(hidden, "down_proj").squeeze(1)
+
+
+EXPERT_MLP: dict[str, Callable[..., mx.array]] = {"by_expert": _by_expert, "gather": _gather}
+
+
+def expert_mlp_reference(x: np.ndarray, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One expert in float64: x [T, hidden], matrices [out, in] by projection -> [T, hidden]."""
+    hidden = silu64(x @ matrices["gate_proj"].T) * (x @ matrices["up_proj"].T)
+    return hidden @ matrices["down_proj"].T
+
+
+# The delta rule
+
+
+def delta_rule(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    decay: mx.array,
+    beta: mx.array,
+    state: mx.array,
+    variant: str | None = None,
+) -> tuple[mx.array, mx.array]:
+    """The gated delta rule, token after token, in float32.
+
+    Args:
+        q, k: [T, Hv, Dk], normalised and scaled.
+        v: [T, Hv, Dv].
+        decay, beta: [T, Hv].
+        state: [Hv, Dv, Dk].
+
+    Returns:
+        outputs [T, Hv, Dv] and the state after the last token.
+    """
+    return _choose(DELTA_RULE, variant or "mlx")(q, k, v, decay, beta, state)
+
+
+def _delta_mlx(
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    outs: list[mx.array] = []
+    for t in range(q.shape[0]):
+        key = k[t][:, :, None]  # [Hv, Dk, 1]
+        state = state * decay[t][:, None, None]
+        delta = (v[t][:, :, None] - state @ key) * beta[t][:, None, None]  # [Hv, Dv, 1]
+        state = state + delta * k[t][:, None, :]
+        outs.append((state @ q[t][:, :, None]).squeeze(-1))
+        if (t + 1) % _DELTA_EVAL_STEPS == 0:
+            mx.async_eval(state, *outs[-_DELTA_EVAL_STEPS:])
+    return mx.stack(outs), state
+
+
+DELTA_RULE: dict[str, Callable[..., tuple[mx.array, mx.array]]] = {"mlx": _delta_mlx}
+
+
+def delta_rule_reference(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    decay: np.ndarray,
+    beta: np.ndarray,
+    state: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same in float64, in the words of the definition."""
+    outs = []
+    for t in range(len(q)):
+        state = state * decay[t][:, None, None]
+        error = v[t] - np.einsum("hvk,hk->hv", state, k[t])
+        state = state + np.einsum("hv,hk->hvk", error * beta[t][:, None], k[t])
+        outs.append(np.einsum("hvk,hk->hv", state, q[t]))
+    return np.array(outs), state
+
+
+def _choose(table: Mapping[str, Callable], variant: str) -> Callable:
+    if variant not in table:
+        raise ValueError(f"variant is {variant!r}; known are {', '.join(table)}")
+    return table[variant]

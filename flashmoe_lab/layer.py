@@ -1,0 +1,76 @@
+"""One layer of the model: its stages, and the order in which they run.
+
+The order stands here once, as a generator of (stage name, result). A plain run, a run with interventions, a step
+through a token and a traced run all drive the same generator; what they send back is what the layer goes on with.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flashmoe_lab.cards import card
+from flashmoe_lab.stages.attention import GatedAttention
+from flashmoe_lab.stages.delta_net import GatedDeltaNet
+from flashmoe_lab.stages.expert_fetch import ExpertFetch
+from flashmoe_lab.stages.experts import Experts
+from flashmoe_lab.stages.norm import RMSNorm
+from flashmoe_lab.stages.router import Router
+from flashmoe_lab.stages.shared_expert import SharedExpert
+from flashmoe_lab.state import LayerState
+
+Steps = Generator[tuple[str, Any], Any, mx.array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A mixer (attention or DeltaNet), then a mixture of experts, each behind a norm and added to the stream."""
+
+    index: int
+    kind: str
+    input_norm: RMSNorm
+    mixer: GatedAttention | GatedDeltaNet
+    post_norm: RMSNorm
+    router: Router
+    fetch: ExpertFetch
+    experts: Experts
+    shared_expert: SharedExpert
+
+    def steps(
+        self, x: mx.array, state: LayerState, num_experts_per_tok: int | None = None
+    ) -> Steps:
+        """Run on x [T, hidden], giving (name, result) after each stage and going on with what is sent back.
+
+        The shared expert is submitted before the fetch stage waits, so it computes while experts are read.
+        """
+        normed = yield "input_norm", self.input_norm(x)
+        mixed = yield "mixer", self.mixer(normed, state)  # pyright: ignore[reportArgumentType]
+        h = x + mixed
+        normed = yield "post_norm", self.post_norm(h)
+        routing = yield "router", self.router(normed, num_experts_per_tok)
+        mx.async_eval(routing.experts)
+        shared = yield "shared_expert", self.shared_expert(normed)
+        mx.async_eval(shared)
+        fetched = yield "fetch", self.fetch(routing)
+        routed = yield "experts", self.experts(normed, routing, fetched)
+        return h + routed + shared
+
+    def reference(self, x: np.ndarray, num_experts_per_tok: int | None = None) -> np.ndarray:
+        """A whole sequence x [T, hidden] from the empty state, in float64."""
+        h = x + self.mixer.reference(self.input_norm.reference(x))
+        normed = self.post_norm.reference(h)
+        experts, weights = self.router.reference(normed, num_experts_per_tok)
+        routed = self.experts.reference(normed, experts, weights, self.fetch.reference)
+        return h + routed + self.shared_expert.reference(normed)
+
+    def _repr_html_(self) -> str:
+        file = self.fetch.file
+        rows = {
+            "mixer": type(self.mixer).__name__,
+            "experts": f"{file.num_experts}, {self.router.num_experts_per_tok} a token",
+            "one expert": f"{file.layout.block_nbytes:,} bytes, {file.layout.label}",
+            "file": file.path.name,
+        }
+        return card(f"Layer {self.index} ({self.kind})", rows)

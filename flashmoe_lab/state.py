@@ -1,0 +1,164 @@
+"""What a sequence carries from token to token: keys and values, convolution inputs, recurrent matrices.
+
+MLX arrays are values, so a snapshot is a list of references: it costs memory only once the sequence moves on. The
+state knows no weights; a model makes an empty one with `SequenceState.empty(config, dtype)`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlx.core as mx
+
+from flashmoe_lab.config import FULL, ModelConfig
+
+KV_STEP = 256  # key and value buffers grow by this many tokens
+
+
+@dataclass(slots=True)
+class AttentionState:
+    """Keys and values [Hk, size, D] of `length` tokens; `size` is a multiple of KV_STEP, the rest is zero."""
+
+    keys: mx.array
+    values: mx.array
+    length: int = 0
+
+    def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Add [Hk, T, D] each and return the whole buffers."""
+        end = self.length + keys.shape[1]
+        size = self.keys.shape[1]
+        if end > size:
+            more = -(-end // KV_STEP) * KV_STEP - size
+            heads, _, dim = self.keys.shape
+            room = mx.zeros((heads, more, dim), dtype=self.keys.dtype)
+            self.keys = mx.concatenate([self.keys, room], axis=1)
+            self.values = mx.concatenate([self.values, room], axis=1)
+        self.keys[:, self.length : end] = keys
+        self.values[:, self.length : end] = values
+        self.length = end
+        return self.keys, self.values
+
+
+@dataclass(slots=True)
+class DeltaState:
+    """The last inputs of the convolution [kernel - 1, C] and the matrices [Hv, Dv, Dk] in float32."""
+
+    conv: mx.array
+    recurrent: mx.array
+
+
+LayerState = AttentionState | DeltaState
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """The state of every layer after `tokens`.
+
+    Attributes:
+        layers: one state a layer, in order.
+        tokens: the ids that have been read into the state.
+    """
+
+    layers: list[LayerState]
+    tokens: list[int] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, config: ModelConfig, dtype: mx.Dtype) -> "SequenceState":
+        """The state before the first token."""
+        layers: list[LayerState] = []
+        for kind in config.layer_types:
+            if kind == FULL:
+                shape = (config.num_key_value_heads, 0, config.head_dim)
+                layers.append(AttentionState(mx.zeros(shape, dtype), mx.zeros(shape, dtype)))
+            else:
+                conv = (config.linear_conv_kernel_dim - 1, config.conv_dim)
+                matrices = (
+                    config.linear_num_value_heads,
+                    config.linear_value_head_dim,
+                    config.linear_key_head_dim,
+                )
+                layers.append(DeltaState(mx.zeros(conv, dtype), mx.zeros(matrices, mx.float32)))
+        return cls(layers)
+
+    def __getitem__(self, layer: int) -> LayerState:
+        return self.layers[layer]
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for _, array in self._arrays())
+
+    def _arrays(self) -> Iterator[tuple[str, mx.array]]:
+        for index, layer in enumerate(self.layers):
+            names = (
+                ("keys", "values")
+                if isinstance(layer, AttentionState)
+                else (
+                    "conv",
+                    "recurrent",
+                )
+            )
+            for name in names:
+                yield f"{index}.{name}", getattr(layer, name)
+
+    def evaluate(self) -> None:
+        """Finish what is lazy, so that the state may cross threads."""
+        mx.eval([array for _, array in self._arrays()])
+
+    def snapshot(self) -> "SequenceState":
+        """A copy that later steps of this state do not change, and the other way round."""
+        copies: list[LayerState] = []
+        for layer in self.layers:
+            if isinstance(layer, AttentionState):
+                # Buffers are updated in place while nobody else holds them; an own array object is a holder.
+                copies.append(AttentionState(layer.keys[:], layer.values[:], layer.length))
+            else:
+                copies.append(DeltaState(layer.conv, layer.recurrent))
+        copy = SequenceState(copies, list(self.tokens))
+        copy.evaluate()
+        return copy
+
+    def restore(self, snapshot: "SequenceState") -> None:
+        """Go back to a snapshot, which stays usable."""
+        again = snapshot.snapshot()
+        self.layers, self.tokens = again.layers, again.tokens
+
+    def save(self, file: str | Path) -> None:
+        """Write to a .safetensors file; unused room in the buffers is left out."""
+        arrays: dict[str, mx.array] = {}
+        for name, array in self._arrays():
+            layer = self.layers[int(name.split(".")[0])]
+            used = isinstance(layer, AttentionState)
+            arrays[name] = mx.contiguous(array[:, : layer.length]) if used else array
+        mx.save_safetensors(str(file), arrays, {"tokens": json.dumps(self.tokens)})
+
+    @classmethod
+    def load(cls, file: str | Path, config: ModelConfig) -> "SequenceState":
+        """Read what `save` wrote; ValueError if it belongs to another geometry."""
+        loaded, metadata = mx.load(str(file), return_metadata=True)  # pyright: ignore
+        tokens = json.loads(metadata["tokens"])
+        dtype = next(iter(loaded.values())).dtype if loaded else mx.float32
+        state = cls.empty(config, dtype)
+        for index, layer in enumerate(state.layers):
+            try:
+                if isinstance(layer, AttentionState):
+                    layer.append(loaded[f"{index}.keys"], loaded[f"{index}.values"])
+                else:
+                    fits = layer.recurrent.shape == loaded[f"{index}.recurrent"].shape
+                    if not fits or layer.conv.shape != loaded[f"{index}.conv"].shape:
+                        raise ValueError("shapes differ")
+                    layer.conv = loaded[f"{index}.conv"]
+                    layer.recurrent = loaded[f"{index}.recurrent"]
+            except (KeyError, ValueError) as error:
+                raise ValueError(
+                    f"{file}: does not fit this model at layer {index} ({error})"
+                ) from None
+        state.tokens = tokens
+        state.evaluate()
+        return state

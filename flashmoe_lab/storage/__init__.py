@@ -1,0 +1,1 @@
+"""Bytes from the SSD to memory: readers, the bank of expert slots, and which slot to give up."""

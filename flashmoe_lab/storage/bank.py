@@ -1,0 +1,226 @@
+"""ExpertBank: which expert lies in which slot, and which slot is given up for the next one.
+
+The bank is bookkeeping over slot pools: it reads no files (the fetch stage does, into the memory that the bank
+names) and computes nothing. Slots are shared by all layers whose blocks have the same layout, so a small bank is
+as useful to one layer as to sixty. With no capacity at all it keeps nothing between requests: every expert is read
+each time, and the operating system's page cache is the only cache.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from flashmoe_lab.checkpoint.layer_file import BlockLayout, LayerFile
+from flashmoe_lab.storage.policy import CachePolicy, make_policy
+from flashmoe_lab.storage.slot_pool import SlotPool
+
+Key = tuple[int, int]  # (layer, expert)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Slots for some experts of a layer: those in `misses` have still to be read.
+
+    Attributes:
+        slots: expert -> slot, for every expert asked for.
+        misses: the experts that were not in the bank, in file order.
+    """
+
+    layer: int
+    slots: dict[int, int]
+    misses: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class BankCounts:
+    """What the bank was asked since it was made, in experts."""
+
+    hits: int = 0
+    misses: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over all, 0 before the first."""
+        total = self.hits + self.misses
+        return self.hits / total if total else 0.0
+
+
+class _Shelf:
+    """One pool with what lies in its slots."""
+
+    def __init__(self, pool: SlotPool, policy: CachePolicy) -> None:
+        self.pool, self.policy = pool, policy
+        self.slot_of: dict[Key, int] = {}
+        self.free = list(range(pool.slots - 1, -1, -1))
+
+    def take_slot(self, pinned: set[Key]) -> int:
+        if self.free:
+            return self.free.pop()
+        key = self.policy.victim(pinned)
+        return self.slot_of.pop(key)  # pyright: ignore[reportArgumentType]
+
+
+class ExpertBank:
+    """Slots for the experts of all layers.
+
+    Args:
+        layers: the layer files whose experts will be asked for.
+        capacity_nbytes: memory for slots; 0 keeps nothing between requests, None holds every expert.
+        workspace: slots there are at least, whatever the capacity (a layer needs K at once; with fewer it
+            works in several waves).
+        policy: name of the cache policy.
+        form: memory form of the pools (see slot_pool).
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerFile],
+        capacity_nbytes: int | None,
+        *,
+        workspace: int = 1,
+        policy: str | Callable[[], CachePolicy] = "lru",
+        form: str = "block",
+    ) -> None:
+        if capacity_nbytes is not None and capacity_nbytes < 0:
+            raise ValueError(f"bank capacity is {capacity_nbytes} bytes; it must be 0 or more")
+        self.keeps = capacity_nbytes != 0
+        self.counts = BankCounts()
+        slots = _slots_by_layout(layers, capacity_nbytes, workspace)
+        _check_memory(sum(layout.block_nbytes * count for layout, count in slots.items()))
+        self.policy_name = policy if isinstance(policy, str) else policy().name
+        make = (lambda: make_policy(policy)) if isinstance(policy, str) else policy
+        shelves = {
+            layout: _Shelf(SlotPool(layout, count, form), make()) for layout, count in slots.items()
+        }
+        self._shelves = list(shelves.values())
+        self._shelf_of = {layer.layer: shelves[layer.layout] for layer in layers}
+        self._busy: list[mx.array] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return sum(shelf.pool.nbytes for shelf in self._shelves)
+
+    @property
+    def slots(self) -> int:
+        """Slots of all pools."""
+        return sum(shelf.pool.slots for shelf in self._shelves)
+
+    def pool(self, layer: int) -> SlotPool:
+        """The pool that holds a layer's experts."""
+        return self._shelf_of[layer].pool
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._shelf_of[key[0]].slot_of
+
+    def contents(self) -> list[Key]:
+        """(layer, expert) of everything held, in no order."""
+        return [key for shelf in self._shelves for key in shelf.slot_of]
+
+    def waves(self, layer: int, experts: Iterable[int]) -> list[list[int]]:
+        """Experts in groups that fit the pool together: those held already first, the rest in file order."""
+        shelf = self._shelf_of[layer]
+        wanted = sorted(experts, key=lambda expert: ((layer, expert) not in shelf.slot_of, expert))
+        size = shelf.pool.slots
+        return [sorted(wanted[i : i + size]) for i in range(0, len(wanted), size)]
+
+    def place(self, layer: int, experts: Sequence[int]) -> Placement:
+        """Find or give every expert a slot; the caller reads the misses before anybody computes with them.
+
+        Waits for products that were announced with `in_use`, so no slot is overwritten under a reader.
+
+        Raises:
+            ValueError: more experts than the pool has slots.
+        """
+        shelf = self._shelf_of[layer]
+        if len(experts) > shelf.pool.slots:
+            raise ValueError(
+                f"layer {layer}: {len(experts)} experts at once, the bank has {shelf.pool.slots} slots; "
+                "use waves()"
+            )
+        if not self.keeps:
+            self.forget(list(shelf.slot_of))
+        keys = [(layer, expert) for expert in experts]
+        misses = sorted(key for key in keys if key not in shelf.slot_of)
+        if misses:
+            self._finish()
+        for key in keys:
+            if key in shelf.slot_of:
+                shelf.policy.touch(key)
+        pinned = set(keys)
+        for key in misses:
+            shelf.slot_of[key] = shelf.take_slot(pinned)
+            shelf.policy.admit(key)
+        self.counts.hits += len(keys) - len(misses)
+        self.counts.misses += len(misses)
+        return Placement(
+            layer=layer,
+            slots={key[1]: shelf.slot_of[key] for key in keys},
+            misses=tuple(expert for _, expert in misses),
+        )
+
+    def holds(self, placement: Placement) -> bool:
+        """Whether every expert of a placement still lies in its slot."""
+        slot_of = self._shelf_of[placement.layer].slot_of
+        return all(slot_of.get((placement.layer, e)) == slot for e, slot in placement.slots.items())
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Drop experts whose content is not to be used again; their slots become free."""
+        for key in keys:
+            shelf = self._shelf_of[key[0]]
+            slot = shelf.slot_of.pop(key, None)
+            if slot is not None:
+                shelf.policy.discard(key)
+                shelf.free.append(slot)
+
+    def in_use(self, product: mx.array) -> None:
+        """Announce a lazy product that reads slots: it is finished before any slot is overwritten."""
+        self._busy.append(product)
+
+    def _finish(self) -> None:
+        if self._busy:
+            mx.eval(self._busy)
+            self._busy.clear()
+
+
+def _slots_by_layout(
+    layers: Sequence[LayerFile], capacity_nbytes: int | None, workspace: int
+) -> dict[BlockLayout, int]:
+    """Slots of each layout's pool: capacity is shared in proportion to the bytes that the layouts have on disk."""
+    totals: dict[BlockLayout, int] = {}
+    for layer in layers:
+        totals[layer.layout] = totals.get(layer.layout, 0) + layer.num_experts
+    everything = sum(layout.block_nbytes * count for layout, count in totals.items())
+    slots: dict[BlockLayout, int] = {}
+    for layout, count in totals.items():
+        share = count
+        if capacity_nbytes is not None:
+            share = min(count, int(capacity_nbytes * count / everything))
+        slots[layout] = max(share, min(workspace, count))
+    return slots
+
+
+def _check_memory(nbytes: int) -> None:
+    available = available_memory_nbytes()
+    if available is not None and nbytes > available:
+        raise MemoryError(
+            f"the bank wants {nbytes / 1e9:.2f} GB, {available / 1e9:.2f} GB of memory are free; "
+            "give a smaller bank_gb"
+        )
+
+
+def available_memory_nbytes() -> int | None:
+    """Memory that can be had without swapping, or all there is where the system does not say; None if unknown."""
+    try:
+        with open("/proc/meminfo") as stream:
+            for line in stream:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None

@@ -1,0 +1,101 @@
+"""Memory for experts: fixed slots of one block each, seen by MLX as stacked tensors.
+
+Two forms, chosen by the backend:
+* `block` (CPU): one page-aligned stretch of memory, a block a slot, so that a read, direct I/O too, lands where the
+  product reads it. MLX sees strided views.
+* `stacked` (GPU): one contiguous MLX array per component, because GPU kernels index experts as packed
+  stacks (CUDA's refuse other strides, Metal's would copy the bank). A read scatters over the nine arrays.
+
+A pool knows slots, not experts: which expert lies in which slot is the bank's business.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+from flashmoe_lab.checkpoint.layer_file import BLOCK_ALIGN, BlockLayout
+
+_TYPES = {
+    "F32": (mx.uint32, mx.float32),
+    "F16": (mx.uint16, mx.float16),
+    "BF16": (mx.uint16, mx.bfloat16),
+    "U32": (mx.uint32, mx.uint32),
+}
+
+
+class SlotPool:
+    """`slots` slots for blocks of one layout.
+
+    Attributes:
+        layout: what a block holds.
+        form: "block" or "stacked".
+        components: component name -> MLX array [slots, *component shape] that sees what is read.
+    """
+
+    def __init__(self, layout: BlockLayout, slots: int, form: str) -> None:
+        if slots < 1:
+            raise ValueError(f"slots is {slots}; it must be at least 1")
+        if form not in ("block", "stacked"):
+            raise ValueError(f"form is {form!r}; it must be 'block' or 'stacked'")
+        self.layout, self.slots, self.form = layout, slots, form
+        self.components: dict[str, mx.array] = {}
+        self._padding = np.empty(layout.block_nbytes - layout.payload_nbytes, np.uint8)
+        self._memory: list[mx.array] = []
+        self._views: list[np.ndarray] = []  # uint8 [slots, nbytes], in block order
+        if form == "block":
+            self._allocate_block()
+        else:
+            self._allocate_stacked()
+        mx.eval(self.components)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return self.slots * self.layout.block_nbytes
+
+    def buffers(self, slot: int) -> tuple[memoryview, ...]:
+        """Writable memory of a slot, in block order; together `layout.block_nbytes` long."""
+        parts = [memoryview(view[slot]) for view in self._views]
+        if self.form == "stacked" and len(self._padding):
+            parts.append(memoryview(self._padding))
+        return tuple(parts)
+
+    def block(self, slot: int) -> np.ndarray:
+        """A copy of a slot's block, uint8 [block_nbytes]; padding is zero."""
+        block = np.zeros(self.layout.block_nbytes, np.uint8)
+        content = np.concatenate([view[slot] for view in self._views])
+        block[: len(content)] = content
+        return block
+
+    def _allocate_block(self) -> None:
+        nbytes = self.layout.block_nbytes
+        # One row more than slots: the first block begins where a page does. Two dimensions, because
+        # MLX counts a dimension in 32 bits.
+        memory = mx.zeros((self.slots + 1, nbytes // 4), dtype=mx.uint32)
+        mx.eval(memory)
+        raw = np.frombuffer(memoryview(memory).cast("B"), np.uint8)
+        shift = -raw.ctypes.data % BLOCK_ALIGN
+        if shift % 4:
+            raise MemoryError("MLX gave memory that is not aligned to 4 bytes")
+        self._memory = [memory]
+        self._views = [raw[shift : shift + self.nbytes].reshape(self.slots, nbytes)]
+        for component in self.layout.components:
+            item = 4 if component.dtype in ("U32", "F32") else 2
+            strides = [nbytes // item]
+            for axis in range(len(component.shape)):
+                strides.append(int(np.prod(component.shape[axis + 1 :], dtype=np.int64)))
+            self.components[component.name] = mx.as_strided(
+                memory.view(_TYPES[component.dtype][1]),
+                (self.slots, *component.shape),
+                strides,
+                (shift + component.offset) // item,
+            )
+
+    def _allocate_stacked(self) -> None:
+        for component in self.layout.components:
+            storage, kind = _TYPES[component.dtype]
+            memory = mx.zeros((self.slots, *component.shape), dtype=storage)
+            mx.eval(memory)
+            self._memory.append(memory)
+            raw = np.frombuffer(memoryview(memory).cast("B"), np.uint8)
+            self._views.append(raw.reshape(self.slots, component.nbytes))
+            self.components[component.name] = memory if kind is storage else memory.view(kind)
