@@ -1,0 +1,48 @@
+"""flashmoe_lab: Mixture-of-Experts models larger than memory, step by step in a notebook.
+
+    import flashmoe_lab as fl
+
+    engine = fl.load("packed/")                  # a directory made by `flashmoe-lab pack`
+    engine.layers[12].router                     # any stage
+    engine.logits(ids)                           # [T, vocab], float32
+    for step in engine.stream_generate("Once upon a time", max_tokens=64):
+        print(step.text, end="", flush=True)
+
+Letters in shapes: T tokens, H heads, Hk key heads, Hv value heads, D head size, Dk and Dv
+DeltaNet's, E experts, K experts of a token, F expert width, C convolution channels.
+"""
+
+from flashmoe_lab.checkpoint.pack import PackPlan, PackSettings, pack
+from flashmoe_lab.checkpoint.packed import PackedCheckpoint
+from flashmoe_lab.checkpoint.source import Source
+from flashmoe_lab.config import ModelConfig, Quantization, geometries
+from flashmoe_lab.engine import Engine, EngineSettings, Generation, check_finite, load
+from flashmoe_lab.generation import GenerationResponse
+from flashmoe_lab.run import Run
+from flashmoe_lab.sampling import Sampling
+from flashmoe_lab.stages.router import Routing, ban
+from flashmoe_lab.state import SequenceState
+from flashmoe_lab.version import __version__
+
+__all__ = [
+    "Engine",
+    "EngineSettings",
+    "Generation",
+    "GenerationResponse",
+    "ModelConfig",
+    "PackPlan",
+    "PackSettings",
+    "PackedCheckpoint",
+    "Quantization",
+    "Routing",
+    "Run",
+    "Sampling",
+    "SequenceState",
+    "Source",
+    "__version__",
+    "ban",
+    "check_finite",
+    "geometries",
+    "load",
+    "pack",
+]

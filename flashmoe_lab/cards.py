@@ -1,4 +1,5 @@
-"""The small HTML table by which results and stages show themselves in a notebook. Draws no figures."""
+"""The small HTML table by which results and stages show themselves in a notebook. Draws no
+figures."""
 
 from collections.abc import Mapping
 from html import escape

@@ -1,8 +1,8 @@
 """The geometry of a model, read from its config.json.
 
-Nothing about a model is compiled into the package: every size comes from here, and so does the inventory of
-tensors (names and shapes) that packing, loading, `synth` and the derived figures share. This module reads
-JSON only; it opens no weights and knows nothing of MLX.
+Nothing about a model is compiled into the package: every size comes from here, and so does the
+inventory of tensors (names and shapes) that packing, loading, `synth` and the derived figures
+share. This module reads JSON only; it opens no weights and knows nothing of MLX.
 
 Tensor names are MLX's, without the `language_model.` prefix that multimodal checkpoints carry.
 """
@@ -22,7 +22,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """Affine group quantisation: `w = code * scale + bias`, one scale and bias per group of a row."""
+    """Affine group quantisation: `w = code * scale + bias`, one scale and bias per group of a
+    row."""
 
     bits: int
     group_size: int = 64
@@ -50,7 +51,8 @@ class ModelConfig:
     Attributes that need a word:
         layer_types: "linear_attention" (GatedDeltaNet) or "full_attention", one a layer.
         num_experts_per_tok: K, the experts that the model was trained to use for a token.
-        eos_token_ids: every token that ends a text, from config.json and generation_config.json together.
+        eos_token_ids: every token that ends a text, from config.json and generation_config.json
+            together.
     """
 
     model_type: str
@@ -110,14 +112,16 @@ class ModelConfig:
         if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
             raise ValueError(
                 f"config.json: partial_rotary_factor {self.partial_rotary_factor} of head_dim "
-                f"{self.head_dim} gives {self.rotary_dim} rotary dimensions; they must be even and positive"
+                f"{self.head_dim} gives {self.rotary_dim} rotary dimensions; "
+                "they must be even and positive"
             )
 
     # Construction
 
     @classmethod
     def read(cls, path: str | Path) -> "ModelConfig":
-        """Read from a checkpoint directory or a config.json, with generation_config.json where it lies beside."""
+        """Read from a checkpoint directory or a config.json, with generation_config.json where it
+        lies beside."""
         file = Path(path)
         if file.is_dir():
             file = file / "config.json"
@@ -277,7 +281,8 @@ class ModelConfig:
         return self.layers_of(FULL) * per_layer
 
     def recurrent_nbytes(self, item_nbytes: int = 2) -> int:
-        """Bytes of the DeltaNet state, which does not grow: float32 matrices and the convolution's last inputs."""
+        """Bytes of the DeltaNet state, which does not grow: float32 matrices and the convolution's
+        last inputs."""
         heads = self.linear_num_value_heads * self.linear_key_head_dim * self.linear_value_head_dim
         conv = (self.linear_conv_kernel_dim - 1) * self.conv_dim
         return self.layers_of(LINEAR) * (heads * 4 + conv * item_nbytes)
@@ -307,7 +312,8 @@ def is_matrix(name: str) -> bool:
 
 
 def is_gate(name: str) -> bool:
-    """Whether a tensor is the router or the gate of the shared expert, kept at more bits by default."""
+    """Whether a tensor is the router or the gate of the shared expert, kept at more bits by
+    default."""
     return name.endswith(("mlp.gate.weight", "mlp.shared_expert_gate.weight"))
 
 
@@ -375,8 +381,8 @@ def _layer_types(text: Mapping[str, Any]) -> tuple[str, ...]:
     layers = text.get("num_hidden_layers")
     if not isinstance(interval, int) or interval < 1 or not isinstance(layers, int):
         raise ValueError(
-            f"config.json: full_attention_interval is {interval!r} and num_hidden_layers {layers!r}; "
-            "both must be positive integers where layer_types is absent"
+            f"config.json: full_attention_interval is {interval!r} and num_hidden_layers "
+            f"{layers!r}; both must be positive integers where layer_types is absent"
         )
     return tuple(FULL if (i + 1) % interval == 0 else LINEAR for i in range(layers))
 

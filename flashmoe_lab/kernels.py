@@ -1,7 +1,8 @@
 """The operations that have several implementations, and the choice among them.
 
-Each operation is one function with a table of variants of the same signature; every variant is held to the NumPy
-float64 `*_reference` beside it. The choice is made per call from what MLX runs on; a caller may name a variant.
+Each operation is one function with a table of variants of the same signature; every variant is held
+to the NumPy float64 `*_reference` beside it. The choice is made per call from what MLX runs on; a
+caller may name a variant.
 
 * `expert_mlp`: the SwiGLU of the routed experts, straight from bank memory.
 * `delta_rule`: the recurrence of GatedDeltaNet over a sequence.
@@ -21,7 +22,8 @@ _DELTA_EVAL_STEPS = 64  # a longer lazy graph only costs memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertWeights:
-    """Stacked matrices of many experts: component ("up_proj.scales", ...) -> [slots, out, in or groups]."""
+    """Stacked matrices of many experts: component ("up_proj.scales", ...) -> [slots, out, in or
+    groups]."""
 
     components: Mapping[str, mx.array]
     quantization: Quantization | None
@@ -41,7 +43,8 @@ def expert_mlp(
 
     Args:
         x: [T, hidden].
-        tokens, slots: int [P], sorted by slot: pair p is token tokens[p] through the expert in slots[p].
+        tokens, slots: int [P], sorted by slot: pair p is token tokens[p] through the expert in
+            slots[p].
         variant: one of EXPERT_MLP; by default `by_expert` on a CPU, `gather` on a GPU.
 
     Returns:
@@ -88,8 +91,8 @@ def _matrix(x: mx.array, slot: int, projection: str, weights: ExpertWeights) -> 
 def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertWeights) -> mx.array:
     """One product for all pairs, slot numbers as data.
 
-    Where activations and scales differ in type MLX would convert the scales of the whole bank, so then
-    only the experts in use are taken out first.
+    Where activations and scales differ in type MLX would convert the scales of the whole bank, so
+    then only the experts in use are taken out first.
     """
     index = mx.array(slots.astype(np.uint32))
     parts = weights.components

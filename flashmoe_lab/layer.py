@@ -1,7 +1,8 @@
 """One layer of the model: its stages, and the order in which they run.
 
-The order stands here once, as a generator of (stage name, result). A plain run, a run with interventions, a step
-through a token and a traced run all drive the same generator; what they send back is what the layer goes on with.
+The order stands here once, as a generator of (stage name, result). A plain run, a run with
+interventions, a step through a token and a traced run all drive the same generator; what they send
+back is what the layer goes on with.
 """
 
 from collections.abc import Generator
@@ -26,7 +27,8 @@ Steps = Generator[tuple[str, Any], Any, mx.array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A mixer (attention or DeltaNet), then a mixture of experts, each behind a norm and added to the stream."""
+    """A mixer (attention or DeltaNet), then a mixture of experts, each behind a norm and added to
+    the stream."""
 
     index: int
     kind: str
@@ -41,9 +43,11 @@ class Layer:
     def steps(
         self, x: mx.array, state: LayerState, num_experts_per_tok: int | None = None
     ) -> Steps:
-        """Run on x [T, hidden], giving (name, result) after each stage and going on with what is sent back.
+        """Run on x [T, hidden], giving (name, result) after each stage and going on with what is
+        sent back.
 
-        The shared expert is submitted before the fetch stage waits, so it computes while experts are read.
+        The shared expert is submitted before the fetch stage waits, so it computes while experts
+        are read.
         """
         normed = yield "input_norm", self.input_norm(x)
         mixed = yield "mixer", self.mixer(normed, state)  # pyright: ignore[reportArgumentType]

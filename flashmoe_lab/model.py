@@ -1,7 +1,8 @@
 """The model: stages assembled to layers, and layers to a whole that maps token ids to logits.
 
-The model computes; it knows nothing of text, sampling or threads. `Model.steps` is the one place where the order of
-a forward pass stands; calling the model, `step` and `intercept` are ways of driving it.
+The model computes; it knows nothing of text, sampling or threads. `Model.steps` is the one place
+where the order of a forward pass stands; calling the model, `step` and `intercept` are ways of
+driving it.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -76,7 +77,8 @@ class Model:
         num_experts_per_tok: int | None = None,
         last_only: bool = False,
     ) -> mx.array:
-        """Logits float32 [T, vocab] of T further tokens ([1, vocab] with `last_only`); `state` moves on."""
+        """Logits float32 [T, vocab] of T further tokens ([1, vocab] with `last_only`); `state`
+        moves on."""
         steps = self.steps(tokens, state, num_experts_per_tok, last_only)
         hooks, answer = self._hooks, None
         while True:
@@ -148,7 +150,8 @@ class Model:
     def intercept(self, pattern: str, fn: Hook) -> Iterator[None]:
         """Within the `with`, give every matching stage's result to fn(result, path).
 
-        What fn returns takes the result's place; None keeps it. Patterns are shell-like: "layers.*.router".
+        What fn returns takes the result's place; None keeps it. Patterns are shell-like:
+        "layers.*.router".
 
         Raises:
             ValueError: the pattern matches no stage.
@@ -191,7 +194,8 @@ def build_model(
     num_experts_per_tok: int | None = None,
     verify: bool = False,
 ) -> Model:
-    """A model whose resident part is in memory and whose experts come through `bank` and `reader`."""
+    """A model whose resident part is in memory and whose experts come through `bank` and
+    `reader`."""
     config = checkpoint.config
     k = num_experts_per_tok or config.num_experts_per_tok
     layers = [
@@ -245,9 +249,12 @@ def _layer(
 
 def _attention(config: ModelConfig, weights: Weights, path: str) -> GatedAttention:
     base = f"{path}.self_attn"
-    linears = (weights.linear(f"{base}.{name}_proj") for name in ("q", "k", "v", "o"))
-    norms = (weights.norm(f"{base}.{name}_norm", config.rms_norm_eps) for name in ("q", "k"))
-    return GatedAttention(config, *linears, *norms)
+    return GatedAttention(
+        config,
+        *(weights.linear(f"{base}.{name}_proj") for name in ("q", "k", "v", "o")),
+        q_norm=weights.norm(f"{base}.q_norm", config.rms_norm_eps),
+        k_norm=weights.norm(f"{base}.k_norm", config.rms_norm_eps),
+    )
 
 
 def _delta_net(config: ModelConfig, weights: Weights, path: str) -> GatedDeltaNet:

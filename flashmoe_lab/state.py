@@ -1,13 +1,16 @@
-"""What a sequence carries from token to token: keys and values, convolution inputs, recurrent matrices.
+"""What a sequence carries from token to token: keys and values, convolution inputs, recurrent
+matrices.
 
-MLX arrays are values, so a snapshot is a list of references: it costs memory only once the sequence moves on. The
-state knows no weights; a model makes an empty one with `SequenceState.empty(config, dtype)`.
+MLX arrays are values, so a snapshot is a list of references: it costs memory only once the sequence
+moves on. The state knows no weights; a model makes an empty one with `SequenceState.empty(config,
+dtype)`.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -18,7 +21,8 @@ KV_STEP = 256  # key and value buffers grow by this many tokens
 
 @dataclass(slots=True)
 class AttentionState:
-    """Keys and values [Hk, size, D] of `length` tokens; `size` is a multiple of KV_STEP, the rest is zero."""
+    """Keys and values [Hk, size, D] of `length` tokens; `size` is a multiple of KV_STEP, the rest
+    is zero."""
 
     keys: mx.array
     values: mx.array
@@ -42,7 +46,8 @@ class AttentionState:
 
 @dataclass(slots=True)
 class DeltaState:
-    """The last inputs of the convolution [kernel - 1, C] and the matrices [Hv, Dv, Dk] in float32."""
+    """The last inputs of the convolution [kernel - 1, C] and the matrices [Hv, Dv, Dk] in
+    float32."""
 
     conv: mx.array
     recurrent: mx.array
@@ -116,7 +121,8 @@ class SequenceState:
         copies: list[LayerState] = []
         for layer in self.layers:
             if isinstance(layer, AttentionState):
-                # Buffers are updated in place while nobody else holds them; an own array object is a holder.
+                # Buffers are updated in place while nobody else holds them; an own array object is
+                # a holder.
                 copies.append(AttentionState(layer.keys[:], layer.values[:], layer.length))
             else:
                 copies.append(DeltaState(layer.conv, layer.recurrent))
@@ -141,7 +147,9 @@ class SequenceState:
     @classmethod
     def load(cls, file: str | Path, config: ModelConfig) -> "SequenceState":
         """Read what `save` wrote; ValueError if it belongs to another geometry."""
-        loaded, metadata = mx.load(str(file), return_metadata=True)  # pyright: ignore
+        answer: Any = mx.load(str(file), return_metadata=True)
+        loaded: dict[str, mx.array] = answer[0]
+        metadata: dict[str, str] = answer[1]
         tokens = json.loads(metadata["tokens"])
         dtype = next(iter(loaded.values())).dtype if loaded else mx.float32
         state = cls.empty(config, dtype)

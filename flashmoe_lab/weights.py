@@ -1,8 +1,8 @@
 """Resident weights of a packed checkpoint, made into the parts that stages are built of.
 
-Types follow the backend: on a CPU activations are float32, and so is every weight that is not quantised (MLX's
-half-precision products are slow and inexact there); quantised matrices stay as stored. On a GPU activations are
-bfloat16 unless asked otherwise.
+Types follow the backend: on a CPU activations are float32, and so is every weight that is not
+quantised (MLX's half-precision products are slow and inexact there); quantised matrices stay as
+stored. On a GPU activations are bfloat16 unless asked otherwise.
 """
 
 import mlx.core as mx
@@ -61,4 +61,6 @@ class Weights:
 
     def norm(self, path: str, eps: float) -> RMSNorm:
         """The norm of a module; its weight is kept in float32."""
-        return RMSNorm(self.arrays[f"{path}.weight"].astype(mx.float32), eps)
+        weight = self.arrays[f"{path}.weight"].astype(mx.float32)
+        mx.eval(weight)  # a stage may be called in another thread than this one
+        return RMSNorm(weight, eps)

@@ -1,11 +1,13 @@
 """One layer's experts in one file: fixed blocks, one expert each, and their checksums.
 
-The file is a standard safetensors file with a U8 tensor "experts" [experts, block_nbytes] and a U64 tensor
-"checksums" [experts] (xxh3-64 of each block). A block holds gate_proj's weight, scales and biases, then up_proj's,
-then down_proj's, one after another, so that one read brings one expert. Block 0 begins at a multiple of 16 KiB
-and a block's size is one too: direct I/O works on every page size.
+The file is a standard safetensors file with a U8 tensor "experts" [experts, block_nbytes] and a U64
+tensor "checksums" [experts] (xxh3-64 of each block). A block holds gate_proj's weight, scales and
+biases, then up_proj's, then down_proj's, one after another, so that one read brings one expert.
+Block 0 begins at a multiple of 16 KiB and a block's size is one too: direct I/O works on every page
+size.
 
-This module lays blocks out, writes them so that a killed writer can go on, and checks them; it quantises nothing.
+This module lays blocks out, writes them so that a killed writer can go on, and checks them; it
+quantises nothing.
 """
 
 import os
@@ -31,7 +33,8 @@ Progress = Callable[[int], None]  # told of bytes done since the last call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One tensor inside a block: `name` is like "gate_proj.scales", `offset` counts from the block's start."""
+    """One tensor inside a block: `name` is like "gate_proj.scales", `offset` counts from the
+    block's start."""
 
     name: str
     dtype: str
@@ -55,7 +58,8 @@ class BlockLayout:
     def of(
         cls, config: ModelConfig, quantization: Quantization | None, dtype: str
     ) -> "BlockLayout":
-        """The layout of one expert; `dtype` is that of scales, or of the weights if they are not quantised."""
+        """The layout of one expert; `dtype` is that of scales, or of the weights if they are not
+        quantised."""
         components: list[Component] = []
         position = 0
         for projection, (rows, columns) in config.expert_shapes().items():
@@ -142,7 +146,8 @@ class BlockLayout:
         layout = cls(quantization=quantization, components=components)
         if layout.block_nbytes != entry["block_nbytes"]:
             raise ValueError(
-                f"block_nbytes is {entry['block_nbytes']}, its components need {layout.block_nbytes}"
+                f"block_nbytes is {entry['block_nbytes']}, "
+                f"its components need {layout.block_nbytes}"
             )
         return layout
 
@@ -227,7 +232,8 @@ class LayerFile:
     def write(
         self, make_block: Callable[[int], np.ndarray], progress: Progress, workers: int = 1
     ) -> None:
-        """Write all blocks, going on where a killed writer stopped; the file appears only when it is whole.
+        """Write all blocks, going on where a killed writer stopped; the file appears only when it
+        is whole.
 
         Args:
             make_block: gives block `expert`; called from `workers` threads, a few experts ahead.
@@ -263,7 +269,8 @@ class LayerFile:
         journal.unlink()
 
     def _recover(self, descriptor: int, journal: Path, partial: Path) -> list[int]:
-        """Checksums of the leading blocks that a killed writer left whole: each is read and checked again."""
+        """Checksums of the leading blocks that a killed writer left whole: each is read and checked
+        again."""
         if not journal.exists():
             return []
         noted = journal.read_bytes()
@@ -286,7 +293,8 @@ class LayerFile:
 def _ahead(
     make: Callable[[int], np.ndarray], items: range, workers: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (item, make(item)) in order, with a few items being made ahead; memory stays at a few blocks."""
+    """Yield (item, make(item)) in order, with a few items being made ahead; memory stays at a few
+    blocks."""
     if workers <= 1:
         for item in items:
             yield item, make(item)

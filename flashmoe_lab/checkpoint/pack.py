@@ -1,8 +1,8 @@
 """From a published checkpoint to the packed form, one expert at a time.
 
-Experts and matrices that the source already holds in MLX's affine form are taken over bit for bit; others are
-quantised, or kept as they are. A killed run goes on where it stopped and ends with the same bytes; a directory
-opens only when its packed.json is there, which is written last.
+Experts and matrices that the source already holds in MLX's affine form are taken over bit for bit;
+others are quantised, or kept as they are. A killed run goes on where it stopped and ends with the
+same bytes; a directory opens only when its packed.json is there, which is written last.
 """
 
 import json
@@ -77,7 +77,8 @@ class PackPlan:
         """Plan a packing.
 
         Raises:
-            ValueError: a matrix cannot be quantised as asked, or is already quantised to other bits.
+            ValueError: a matrix cannot be quantised as asked, or is already quantised to other
+                bits.
         """
         config, directory = source.config, Path(destination)
         layouts = tuple(
@@ -178,8 +179,9 @@ def _expert_layout(source: Source, layer: int, wanted: Quantization | None) -> B
     found = source.expert_quantization(layer)
     if found and wanted and found != wanted:
         raise ValueError(
-            f"{source.path}: layer {layer}: its experts are already quantised to {found.bits} bits in "
-            f"groups of {found.group_size} and are never requantised; leave out --bits"
+            f"{source.path}: layer {layer}: its experts are already quantised to "
+            f"{found.bits} bits, group {found.group_size}, and are never "
+            "requantised; leave out --bits"
         )
     quantization = found or wanted
     if quantization is not None:
@@ -243,8 +245,8 @@ def _already_packed(plan: PackPlan) -> bool:
     if started.exists():
         if read_json(started) != json.loads(json.dumps(plan.identity())):
             raise FileExistsError(
-                f"{directory}: holds an unfinished packing of another source or with other settings; "
-                "give the same ones to go on, or remove the directory"
+                f"{directory}: holds an unfinished packing of another source or with other "
+                "settings; give the same ones to go on, or remove the directory"
             )
     elif directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory}: is not empty and not a packing; choose another")

@@ -3,9 +3,11 @@
     config.json  tokenizer.json  generation_config.json ...   as published
     resident.safetensors            all that stays in memory (numbered parts beyond 5 GB)
     experts/layer_00.safetensors    one block an expert (see layer_file)
-    packed.json                     the manifest: written last, so a directory without it does not open
+    packed.json                     the manifest: written last, so a directory without it does not
+    open
 
-This module opens and verifies; `pack` and `synthetic` write. It loads no weights and knows nothing of MLX.
+This module opens and verifies; `pack` and `synthetic` write. It loads no weights and knows nothing
+of MLX.
 """
 
 import json
@@ -13,7 +15,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -65,7 +66,8 @@ class Manifest:
         """Read packed.json.
 
         Raises:
-            FileNotFoundError: there is none; the message tells an unfinished packing from another directory.
+            FileNotFoundError: there is none; the message tells an unfinished packing from another
+                directory.
             ValueError: it is damaged, or of a newer format.
         """
         file = directory / MANIFEST
@@ -74,7 +76,8 @@ class Manifest:
         if not file.exists():
             if file.with_name(MANIFEST + PARTIAL).exists():
                 raise FileNotFoundError(
-                    f"{directory}: its packing was not finished; run the same `flashmoe-lab pack` again"
+                    f"{directory}: its packing was not finished; "
+                    "run the same `flashmoe-lab pack` again"
                 )
             raise FileNotFoundError(
                 f"{directory}: not a packed checkpoint (no {MANIFEST}); "

@@ -1,10 +1,11 @@
 """Affine group quantisation: packed codes of 2, 3, 4, 5, 6 or 8 bits, in MLX's layout.
 
-`w = code * scale + bias`, one scale and bias for each group of 32, 64 or 128 values of a row. Codes are packed
-into uint32 words with the first code in the lowest bits. A scale may be negative (MLX then takes the group's
-maximum as bias), so nothing here assumes a sign.
+`w = code * scale + bias`, one scale and bias for each group of 32, 64 or 128 values of a row. Codes
+are packed into uint32 words with the first code in the lowest bits. A scale may be negative (MLX
+then takes the group's maximum as bias), so nothing here assumes a sign.
 
-The functions named *_reference are NumPy, written to be read; `quantize` is MLX's own, used for packing.
+The functions named *_reference are NumPy, written to be read; `quantize` is MLX's own, used for
+packing.
 """
 
 import mlx.core as mx
@@ -54,8 +55,8 @@ def quantize_reference(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes (uint8 [out, in]), scales and biases (float64 [out, groups]) by MLX's rule.
 
-    The edge of the group farther from zero becomes the bias, and the scale is adjusted so that zero is
-    a whole number of steps away from it.
+    The edge of the group farther from zero becomes the bias, and the scale is adjusted so that zero
+    is a whole number of steps away from it.
     """
     _check_groups(weight.shape, quantization)
     rows = weight.shape[0]

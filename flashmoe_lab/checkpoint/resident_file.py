@@ -1,7 +1,7 @@
 """Writing the resident tensors: standard safetensors files, streamed row slice by row slice.
 
-A file appears only when it is whole. Unlike a layer of experts, a file that was cut off is written again from
-its start: it is at most 5 GB.
+A file appears only when it is whole. Unlike a layer of experts, a file that was cut off is written
+again from its start: it is at most 5 GB.
 """
 
 import os
@@ -30,7 +30,8 @@ class ResidentTensor:
 
     Attributes:
         name: canonical name, ending in ".weight" where it is a matrix.
-        parts: part ("weight", "scales", "biases", or "" for a tensor without parts) -> (dtype, shape).
+        parts: part ("weight", "scales", "biases", or "" for a tensor without parts) -> (dtype,
+            shape).
         slices: gives the tensor's parts slice by slice, rows in order.
     """
 

@@ -1,12 +1,12 @@
 """A published checkpoint, read one tensor or one expert at a time, never whole.
 
 Two layouts are understood, each as one safetensors file or as shards:
-* Hugging Face's: `model.language_model.layers...`, norms stored zero-centred, convolution [C, 1, K], experts
-  stacked (`experts.gate_up_proj`) or one by one (`experts.7.up_proj.weight`);
-* MLX's: norms stored with the one added, convolution [C, K, 1], experts stacked (`switch_mlp`), quantised
-  in affine groups or not.
-What comes out has one form: MLX's names and conventions, with float tensors as `weight` and quantised
-ones as `weight`, `scales`, `biases`. Vision and MTP tensors are left aside and counted.
+* Hugging Face's: `model.language_model.layers...`, norms stored zero-centred, convolution [C, 1,
+  K], experts stacked (`experts.gate_up_proj`) or one by one (`experts.7.up_proj.weight`);
+* MLX's: norms stored with the one added, convolution [C, K, 1], experts stacked (`switch_mlp`),
+  quantised in affine groups or not.
+What comes out has one form: MLX's names and conventions, with float tensors as `weight` and
+quantised ones as `weight`, `scales`, `biases`. Vision and MTP tensors are left aside and counted.
 """
 
 import hashlib
@@ -47,7 +47,8 @@ class Source:
 
     @cached_property
     def is_mlx(self) -> bool:
-        """Whether the layout is MLX's: decided once for the whole checkpoint, by the convolutions' shape."""
+        """Whether the layout is MLX's: decided once for the whole checkpoint, by the convolutions'
+        shape."""
         config = self.config
         forms: set[bool] = set()
         for layer, kind in enumerate(config.layer_types):
@@ -67,7 +68,8 @@ class Source:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of names, shapes, places and sizes: changes when the checkpoint is another one."""
+        """A digest of names, shapes, places and sizes: changes when the checkpoint is another
+        one."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         for file in sorted({ref.file for ref in self.refs.values()}):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
@@ -133,7 +135,8 @@ class Source:
         return "F32" if centred else self.dtype(name)
 
     def _origin(self, name: str) -> tuple[str, np.ndarray | None]:
-        """The tensor in the file that holds `name`, and which of its rows, if they are interleaved."""
+        """The tensor in the file that holds `name`, and which of its rows, if they are
+        interleaved."""
         if name in self.refs:
             return name, None
         match = re.fullmatch(r"(.*\.linear_attn)\.in_proj_(qkv|z|b|a)\.weight", name)
@@ -147,14 +150,16 @@ class Source:
     # Experts
 
     def expert_quantization(self, layer: int) -> Quantization | None:
-        """How a layer's experts are quantised in the source, or None; all three matrices must agree."""
+        """How a layer's experts are quantised in the source, or None; all three matrices must
+        agree."""
         found = {
             projection: self._expert_matrix_quantization(layer, projection)
             for projection in PROJECTIONS
         }
         if len(set(found.values())) > 1:
             raise ValueError(
-                f"{self.path}: layer {layer}: its expert matrices are quantised differently: {found}"
+                f"{self.path}: layer {layer}: its expert matrices are quantised "
+                f"differently: {found}"
             )
         return found["gate_proj"]
 
@@ -268,7 +273,8 @@ class Source:
                 if stacked and self.refs[weight.name].shape[0] != len(experts):
                     raise ValueError(
                         f"{weight.file}: layer {layer}: {weight.name} holds "
-                        f"{self.refs[weight.name].shape[0]} experts, config.json says {len(experts)}"
+                        f"{self.refs[weight.name].shape[0]} experts, "
+                        f"config.json says {len(experts)}"
                     )
                 if "scales" not in parts and weight.shape != shape:
                     raise ValueError(
@@ -359,7 +365,8 @@ def _quantization_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any
 
 
 def _interleaved_rows(config: ModelConfig) -> dict[str, np.ndarray]:
-    """Rows of qwen3_next's fused projections, which interleave q, k, v, z (and b, a) by key head."""
+    """Rows of qwen3_next's fused projections, which interleave q, k, v, z (and b, a) by key
+    head."""
     heads, key = config.linear_num_key_heads, config.linear_key_head_dim
     ratio = config.linear_num_value_heads // heads
     value = ratio * config.linear_value_head_dim

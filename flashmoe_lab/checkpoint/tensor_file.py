@@ -1,8 +1,9 @@
 """Safetensors files at the level of bytes: where a tensor lies, and reading a part of it.
 
-Headers are parsed here rather than by a library because parts of a tensor are read and written by position:
-one expert of a stack, some rows of an embedding. It holds no open files and maps nothing; numbers in bfloat16
-stay in their two bytes (NumPy has no such type) until somebody asks for float32.
+Headers are parsed here rather than by a library because parts of a tensor are read and written by
+position: one expert of a stack, some rows of an embedding. It holds no open files and maps nothing;
+numbers in bfloat16 stay in their two bytes (NumPy has no such type) until somebody asks for
+float32.
 """
 
 import json
@@ -34,7 +35,8 @@ _MAX_HEADER_NBYTES = 100_000_000  # the limit of the safetensors format itself
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """A tensor in memory in its storage type; `data` has `DTYPES[dtype]`, so BF16 is uint16 bits."""
+    """A tensor in memory in its storage type; `data` has `DTYPES[dtype]`, so BF16 is uint16
+    bits."""
 
     dtype: str
     data: np.ndarray

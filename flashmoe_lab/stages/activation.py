@@ -5,7 +5,8 @@ import numpy as np
 
 
 def silu(x: mx.array) -> mx.array:
-    """`x * sigmoid(x)`. MLX's own is compiled, which on a Linux CPU wants a C++ compiler at run time."""
+    """`x * sigmoid(x)`. MLX's own is compiled, which on a Linux CPU wants a C++ compiler at run
+    time."""
     return x * mx.sigmoid(x)
 
 

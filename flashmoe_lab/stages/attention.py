@@ -1,8 +1,9 @@
 """Full attention with an output gate: the memory that grows with every token.
 
-q_proj gives each head its query and, beside it, its gate. Query and key are normalised over the head, then the
-leading `rotary_dim` dimensions are rotated (halves i and i + rotary_dim/2 are a pair). Grouped queries: heads
-[k * G, (k+1) * G) share key head k. The result is multiplied by sigmoid(gate) before o_proj.
+q_proj gives each head its query and, beside it, its gate. Query and key are normalised over the
+head, then the leading `rotary_dim` dimensions are rotated (halves i and i + rotary_dim/2 are a
+pair). Grouped queries: heads [k * G, (k+1) * G) share key head k. The result is multiplied by
+sigmoid(gate) before o_proj.
 """
 
 import mlx.core as mx
@@ -98,8 +99,8 @@ def _attend_fused(q: mx.array, keys: mx.array, values: mx.array, position: int) 
 def _attend_by_row(q: mx.array, keys: mx.array, values: mx.array, position: int) -> mx.array:
     """The same, each query row a product of its own over the whole buffer, later keys masked.
 
-    A row's result then does not depend on how many rows come with it, so logits on a CPU are bitwise
-    the same for every way of cutting a prompt into chunks.
+    A row's result then does not depend on how many rows come with it, so logits on a CPU are
+    bitwise the same for every way of cutting a prompt into chunks.
     """
     heads, tokens, dim = q.shape
     kv_heads, size, _ = keys.shape

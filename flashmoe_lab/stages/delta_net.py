@@ -1,8 +1,9 @@
 """GatedDeltaNet: the memory that does not grow.
 
-A short convolution over q, k and v, then for each token and head a decaying matrix S that is corrected towards
-the token's value: S *= decay; S += k (v - S'k)' beta; out = S'q. The output is normalised over the head first and
-then gated with silu(z). Value head j uses key head j // (Hv / Hk). State and decay are float32 always.
+A short convolution over q, k and v, then for each token and head a decaying matrix S that is
+corrected towards the token's value: S *= decay; S += k (v - S'k)' beta; out = S'q. The output is
+normalised over the head first and then gated with silu(z). Value head j uses key head j // (Hv /
+Hk). State and decay are float32 always.
 """
 
 import mlx.core as mx
@@ -45,6 +46,7 @@ class GatedDeltaNet:
         self.in_proj_b, self.in_proj_a, self.out_proj = in_proj_b, in_proj_a, out_proj
         self.conv1d, self.norm = conv1d.squeeze(-1).T, norm  # [kernel, C]
         self.A_log, self.dt_bias = A_log.astype(mx.float32), dt_bias.astype(mx.float32)
+        mx.eval(self.conv1d, self.A_log, self.dt_bias)  # stages may be called in another thread
         self.k_heads, self.k_dim = config.linear_num_key_heads, config.linear_key_head_dim
         self.v_heads, self.v_dim = config.linear_num_value_heads, config.linear_value_head_dim
 
@@ -87,7 +89,8 @@ class GatedDeltaNet:
         qkv, taps = self.in_proj_qkv.reference(x), self.conv1d.shape[0]
         weight = from_mlx(self.conv1d).float32().astype(np.float64)
         padded = np.concatenate([np.zeros((taps - 1, qkv.shape[1])), qkv])
-        mixed = silu64(sum(padded[tap : tap + tokens] * weight[tap] for tap in range(taps)))
+        windows = np.stack([padded[tap : tap + tokens] for tap in range(taps)])
+        mixed = silu64(np.einsum("ktc,kc->tc", windows, weight))
         width = self.k_heads * self.k_dim
         q, k, v = np.split(mixed, [width, 2 * width], axis=-1)
         q, k = (part.reshape(tokens, self.k_heads, self.k_dim) for part in (q, k))

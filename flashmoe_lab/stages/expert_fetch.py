@@ -1,8 +1,8 @@
 """Expert fetch: from the router's choice to experts in memory.
 
-This is where a run waits: once for the expert numbers, which the host needs to know what to read, and then for the
-reads of those that the bank does not hold. A chunk of a prompt may name more experts than the bank has slots; then
-they come in waves, each expert read once.
+This is where a run waits: once for the expert numbers, which the host needs to know what to read,
+and then for the reads of those that the bank does not hold. A chunk of a prompt may name more
+experts than the bank has slots; then they come in waves, each expert read once.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ import numpy as np
 from flashmoe_lab.cards import card
 from flashmoe_lab.checkpoint.layer_file import LayerFile
 from flashmoe_lab.checkpoint.quantize import dequantize_reference
+from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, Placement
 from flashmoe_lab.storage.reader import BlockRead, Reader, ReadRecord
-from flashmoe_lab.stages.router import Routing
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,7 +59,8 @@ class Fetched:
         """
         if not self.fetch.bank.holds(self.first):
             raise ValueError(
-                f"layer {self.first.layer}: these experts are no longer in the bank; fetch them again"
+                f"layer {self.first.layer}: these experts are no longer in the "
+                "bank; fetch them again"
             )
         yield self.first
         while self.later:
@@ -108,6 +109,10 @@ class ExpertFetch:
         fetched.first = self.bring(groups[0], fetched)
         return fetched
 
+    def preload(self) -> None:
+        """Bring every expert of the layer, for a model that is to be wholly in memory."""
+        self(Routing.of_all(self.file.num_experts))
+
     def bring(self, experts: list[int], fetched: Fetched) -> Placement:
         """Place experts in the bank, read those that were not there, and note it in `fetched`."""
         placement = self.bank.place(self.file.layer, experts)
@@ -125,7 +130,9 @@ class ExpertFetch:
         fetched.misses += len(placement.misses)
         try:
             if reads:
-                fetched.reads += self.reader.read(reads)
+                records = self.reader.read(reads)
+                fetched.reads += records
+                self.bank.counts.read_nbytes += sum(record.nbytes for record in records)
             self._verify(placement)
         except BaseException:
             # What was not read whole must not be found in the bank later.
@@ -140,7 +147,8 @@ class ExpertFetch:
             self._unverified.discard(expert)
 
     def reference(self, expert: int) -> dict[str, np.ndarray]:
-        """An expert's matrices [out, in] by projection in float64, read from the file without the bank."""
+        """An expert's matrices [out, in] by projection in float64, read from the file without the
+        bank."""
         layout = self.file.layout
         parts = layout.split(self.file.read_block(expert))
         if layout.quantization is None:

@@ -1,7 +1,7 @@
 """The routed experts: each token through its K experts, summed with the router's weights.
 
-The sum runs over the experts in the router's order, whatever slots they lie in and however many waves brought
-them, so a token's result does not depend on the bank.
+The sum runs over the experts in the router's order, whatever slots they lie in and however many
+waves brought them, so a token's result does not depend on the bank.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,8 @@ class Experts:
         """x [T, hidden] -> [T, hidden] in x's type.
 
         Raises:
-            ValueError: the experts were given up since they were fetched, or another routing's were.
+            ValueError: the experts were given up since they were fetched, or another routing's
+                were.
         """
         experts = fetched.experts.ravel()
         k = fetched.experts.shape[1]
@@ -62,7 +63,8 @@ class Experts:
         weights: np.ndarray,
         matrices: Callable[[int], dict[str, np.ndarray]],
     ) -> np.ndarray:
-        """x, experts, weights [T, K] in float64 -> [T, hidden]; `matrices` gives an expert's by number."""
+        """x, experts, weights [T, K] in float64 -> [T, hidden]; `matrices` gives an expert's by
+        number."""
         out = np.zeros_like(x)
         for expert in np.unique(experts):
             tokens, ranks = np.nonzero(experts == expert)
@@ -72,7 +74,8 @@ class Experts:
 
 
 def _pairs(experts: np.ndarray, slots: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the pairs whose expert is in `slots`, and their slots, both in the order of slots."""
+    """Positions of the pairs whose expert is in `slots`, and their slots, both in the order of
+    slots."""
     held = np.fromiter(slots, int, len(slots))
     table = np.full(int(max(experts.max(), held.max())) + 1, -1)
     table[held] = np.fromiter(slots.values(), int, len(slots))

@@ -1,4 +1,5 @@
-"""RMS normalisation: `x / rms(x) * weight`, with the weight as MLX stores it (the one already added)."""
+"""RMS normalisation: `x / rms(x) * weight`, with the weight as MLX stores it (the one already
+added)."""
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +11,7 @@ class RMSNorm:
     """Root-mean-square norm over the last axis.
 
     Args:
-        weight: [D], or None for a norm without one.
+        weight: [D].
         eps: added to the mean square.
     """
 

@@ -1,7 +1,7 @@
 """The router: which experts a token goes to, and with what weights.
 
-`p = softmax(x @ gate.T)` over all experts, the K largest are taken, and their weights are divided by their sum,
-whatever K is. There is no bias, no grouping and no scaling factor in this family.
+`p = softmax(x @ gate.T)` over all experts, the K largest are taken, and their weights are divided
+by their sum, whatever K is. There is no bias, no grouping and no scaling factor in this family.
 """
 
 from collections.abc import Callable, Collection
@@ -22,7 +22,8 @@ class Routing:
     Attributes:
         logits: float32 [T, E].
         experts: int32 [T, K], the most probable first.
-        weights: float32 [T, K]; over the K they sum to 1 (unless the model's norm_topk_prob is false).
+        weights: float32 [T, K]; over the K they sum to 1 (unless the model's norm_topk_prob is
+            false).
         norm_topk_prob: whether the weights are divided by their sum.
     """
 
@@ -30,6 +31,11 @@ class Routing:
     experts: mx.array
     weights: mx.array
     norm_topk_prob: bool = True
+
+    @classmethod
+    def of_all(cls, num_experts: int) -> "Routing":
+        """A token that goes to every expert alike."""
+        return route(mx.zeros((1, num_experts)), num_experts)
 
     @property
     def num_experts_per_tok(self) -> int:

@@ -1,9 +1,10 @@
 """ExpertBank: which expert lies in which slot, and which slot is given up for the next one.
 
-The bank is bookkeeping over slot pools: it reads no files (the fetch stage does, into the memory that the bank
-names) and computes nothing. Slots are shared by all layers whose blocks have the same layout, so a small bank is
-as useful to one layer as to sixty. With no capacity at all it keeps nothing between requests: every expert is read
-each time, and the operating system's page cache is the only cache.
+The bank is bookkeeping over slot pools: it reads no files (the fetch stage does, into the memory
+that the bank names) and computes nothing. Slots are shared by all layers whose blocks have the same
+layout, so a small bank is as useful to one layer as to sixty. With no capacity at all it keeps
+nothing between requests: every expert is read each time, and the operating system's page cache is
+the only cache.
 """
 
 import os
@@ -35,10 +36,12 @@ class Placement:
 
 @dataclass(slots=True)
 class BankCounts:
-    """What the bank was asked since it was made, in experts."""
+    """What the bank was asked since it was made: experts found, experts not, and the bytes read for
+    those."""
 
     hits: int = 0
     misses: int = 0
+    read_nbytes: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -67,9 +70,10 @@ class ExpertBank:
 
     Args:
         layers: the layer files whose experts will be asked for.
-        capacity_nbytes: memory for slots; 0 keeps nothing between requests, None holds every expert.
-        workspace: slots there are at least, whatever the capacity (a layer needs K at once; with fewer it
-            works in several waves).
+        capacity_nbytes: memory for slots; 0 keeps nothing between requests, None holds every
+            expert.
+        workspace: slots there are at least, whatever the capacity (a layer needs K at once; with
+            fewer it works in several waves).
         policy: name of the cache policy.
         form: memory form of the pools (see slot_pool).
     """
@@ -120,16 +124,19 @@ class ExpertBank:
         return [key for shelf in self._shelves for key in shelf.slot_of]
 
     def waves(self, layer: int, experts: Iterable[int]) -> list[list[int]]:
-        """Experts in groups that fit the pool together: those held already first, the rest in file order."""
+        """Experts in groups that fit the pool together: those held already first, the rest in file
+        order."""
         shelf = self._shelf_of[layer]
         wanted = sorted(experts, key=lambda expert: ((layer, expert) not in shelf.slot_of, expert))
         size = shelf.pool.slots
         return [sorted(wanted[i : i + size]) for i in range(0, len(wanted), size)]
 
     def place(self, layer: int, experts: Sequence[int]) -> Placement:
-        """Find or give every expert a slot; the caller reads the misses before anybody computes with them.
+        """Find or give every expert a slot; the caller reads the misses before anybody computes
+        with them.
 
-        Waits for products that were announced with `in_use`, so no slot is overwritten under a reader.
+        Waits for products that were announced with `in_use`, so no slot is overwritten under a
+        reader.
 
         Raises:
             ValueError: more experts than the pool has slots.
@@ -137,8 +144,8 @@ class ExpertBank:
         shelf = self._shelf_of[layer]
         if len(experts) > shelf.pool.slots:
             raise ValueError(
-                f"layer {layer}: {len(experts)} experts at once, the bank has {shelf.pool.slots} slots; "
-                "use waves()"
+                f"layer {layer}: {len(experts)} experts at once, "
+                f"the bank has {shelf.pool.slots} slots; use waves()"
             )
         if not self.keeps:
             self.forget(list(shelf.slot_of))
@@ -176,7 +183,8 @@ class ExpertBank:
                 shelf.free.append(slot)
 
     def in_use(self, product: mx.array) -> None:
-        """Announce a lazy product that reads slots: it is finished before any slot is overwritten."""
+        """Announce a lazy product that reads slots: it is finished before any slot is
+        overwritten."""
         self._busy.append(product)
 
     def _finish(self) -> None:
@@ -188,7 +196,8 @@ class ExpertBank:
 def _slots_by_layout(
     layers: Sequence[LayerFile], capacity_nbytes: int | None, workspace: int
 ) -> dict[BlockLayout, int]:
-    """Slots of each layout's pool: capacity is shared in proportion to the bytes that the layouts have on disk."""
+    """Slots of each layout's pool: capacity is shared in proportion to the bytes that the layouts
+    have on disk."""
     totals: dict[BlockLayout, int] = {}
     for layer in layers:
         totals[layer.layout] = totals.get(layer.layout, 0) + layer.num_experts
@@ -212,7 +221,8 @@ def _check_memory(nbytes: int) -> None:
 
 
 def available_memory_nbytes() -> int | None:
-    """Memory that can be had without swapping, or all there is where the system does not say; None if unknown."""
+    """Memory that can be had without swapping, or all there is where the system does not say; None
+    if unknown."""
     try:
         with open("/proc/meminfo") as stream:
             for line in stream:

@@ -1,8 +1,8 @@
 """Cache policies: which expert to give up when a slot is needed.
 
-A policy sees keys (any hashable; the engine uses (layer, expert)) and the order in which they are used. It holds
-no memory and reads nothing, so a simulator runs the same objects as the engine. It never decides whether an expert
-is read: a routed expert always is.
+A policy sees keys (any hashable; the engine uses (layer, expert)) and the order in which they are
+used. It holds no memory and reads nothing, so a simulator runs the same objects as the engine. It
+never decides whether an expert is read: a routed expert always is.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,8 @@ class CachePolicy(ABC):
 
     @abstractmethod
     def victim(self, pinned: Container[Hashable]) -> Hashable:
-        """Take out and return the key to give up, none of `pinned`; LookupError if all are pinned."""
+        """Take out and return the key to give up, none of `pinned`; LookupError if all are
+        pinned."""
 
     @abstractmethod
     def discard(self, key: Hashable) -> None:

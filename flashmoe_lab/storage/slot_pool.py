@@ -1,10 +1,11 @@
 """Memory for experts: fixed slots of one block each, seen by MLX as stacked tensors.
 
 Two forms, chosen by the backend:
-* `block` (CPU): one page-aligned stretch of memory, a block a slot, so that a read, direct I/O too, lands where the
-  product reads it. MLX sees strided views.
-* `stacked` (GPU): one contiguous MLX array per component, because GPU kernels index experts as packed
-  stacks (CUDA's refuse other strides, Metal's would copy the bank). A read scatters over the nine arrays.
+* `block` (CPU): one page-aligned stretch of memory, a block a slot, so that a read, direct I/O too,
+  lands where the product reads it. MLX sees strided views.
+* `stacked` (GPU): one contiguous MLX array per component, because GPU kernels index experts as
+  packed stacks (CUDA's refuse other strides, Metal's would copy the bank). A read scatters over the
+  nine arrays.
 
 A pool knows slots, not experts: which expert lies in which slot is the bank's business.
 """
@@ -72,7 +73,7 @@ class SlotPool:
         # MLX counts a dimension in 32 bits.
         memory = mx.zeros((self.slots + 1, nbytes // 4), dtype=mx.uint32)
         mx.eval(memory)
-        raw = np.frombuffer(memoryview(memory).cast("B"), np.uint8)
+        raw = _host_bytes(memory)
         shift = -raw.ctypes.data % BLOCK_ALIGN
         if shift % 4:
             raise MemoryError("MLX gave memory that is not aligned to 4 bytes")
@@ -96,6 +97,12 @@ class SlotPool:
             memory = mx.zeros((self.slots, *component.shape), dtype=storage)
             mx.eval(memory)
             self._memory.append(memory)
-            raw = np.frombuffer(memoryview(memory).cast("B"), np.uint8)
+            raw = _host_bytes(memory)
             self._views.append(raw.reshape(self.slots, component.nbytes))
             self.components[component.name] = memory if kind is storage else memory.view(kind)
+
+
+def _host_bytes(array: mx.array) -> np.ndarray:
+    """The memory of an evaluated array as writable uint8, without a copy."""
+    view = memoryview(array)  # pyright: ignore[reportArgumentType]  # MLX's stubs name no buffer
+    return np.frombuffer(view.cast("B"), np.uint8)

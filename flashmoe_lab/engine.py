@@ -1,0 +1,359 @@
+"""Engine: an opened model with its bank, reader, tokenizer and thread. `load` makes one.
+
+A notebook cell, a benchmark and a server run the same engine. It decides nothing about numbers:
+exact by default (the model's own K, full prefill, no expert skipped), and every departure is an
+argument that the run's summary names.
+"""
+
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flashmoe_lab.cards import card
+from flashmoe_lab.checkpoint.packed import PackedCheckpoint
+from flashmoe_lab.config import ModelConfig, check_num_experts_per_tok
+from flashmoe_lab.engine_thread import EngineThread
+from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_tokens
+from flashmoe_lab.layer import Layer
+from flashmoe_lab.model import Hook, StageResult, build_model
+from flashmoe_lab.run import Run
+from flashmoe_lab.sampling import Sampling
+from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
+from flashmoe_lab.storage.reader import open_reader
+from flashmoe_lab.tokenizer import Tokenizer
+from flashmoe_lab.weights import Weights, activation_dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How a model is opened.
+
+    Attributes:
+        num_experts_per_tok: K of runs that name none; None is the model's own.
+        bank_gb: memory for experts, in 10**9 bytes; 0 keeps none (the operating system's page cache
+            is the only cache); None takes a quarter of the free memory, at most what all experts
+            need.
+        resident: read every expert into the bank when opening; needs room for all.
+        reader: "pread" (through the page cache), "direct" (past it) or "mmap" (to compare).
+        threads, split: reading threads, and pieces that a block is read in.
+        policy: which expert the bank gives up: "lru".
+        dtype: of activations; None is float32 on a CPU and bfloat16 on a GPU.
+        verify: check each block's checksum the first time that it is read.
+        checks: stop at the first stage that gives NaN or infinity; slows a run.
+    """
+
+    num_experts_per_tok: int | None = None
+    bank_gb: float | None = None
+    resident: bool = False
+    reader: str = "pread"
+    threads: int = 8
+    split: int = 1
+    policy: str = "lru"
+    dtype: str | None = None
+    verify: bool = False
+    checks: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A finished text: what `generate` returns."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str | None
+    summary: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Engine:
+    """See the module.
+
+    Attributes:
+        config, model, tokenizer, bank, reader: the parts; `tokenizer` is None where there is no
+            tokenizer.json.
+        checkpoint: the packed checkpoint on disk.
+        settings: how it was opened.
+    """
+
+    def __init__(self, checkpoint: PackedCheckpoint, settings: EngineSettings) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+        self.config: ModelConfig = checkpoint.config
+        self.num_experts_per_tok = check_num_experts_per_tok(
+            self.config.num_experts_per_tok
+            if settings.num_experts_per_tok is None
+            else settings.num_experts_per_tok,
+            self.config.num_experts,
+        )
+        self.tokenizer = _tokenizer(checkpoint.path)
+        self.reader = open_reader(
+            settings.reader,
+            {layer.layer: layer.path for layer in checkpoint.layers},
+            threads=settings.threads,
+            split=settings.split,
+        )
+        weights = Weights(checkpoint, activation_dtype(settings.dtype))
+        self.resident_nbytes = weights.nbytes
+        self.bank = ExpertBank(
+            checkpoint.layers,
+            _bank_nbytes(checkpoint, settings),
+            workspace=self.num_experts_per_tok,
+            policy=settings.policy,
+            form="block" if mx.default_device() == mx.cpu else "stacked",
+        )
+        self.model = build_model(
+            checkpoint,
+            weights,
+            self.bank,
+            self.reader,
+            num_experts_per_tok=self.num_experts_per_tok,
+            verify=settings.verify,
+        )
+        self._checks = self.model.intercept("*", check_finite) if settings.checks else None
+        if self._checks:
+            self._checks.__enter__()
+        self._thread = EngineThread()
+        if settings.resident:
+            self._thread.call(self._fill_bank)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers; each is made of stages that can be called by hand."""
+        return self.model.layers
+
+    # Running
+
+    def logits(
+        self,
+        tokens: Sequence[int],
+        num_experts_per_tok: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> np.ndarray:
+        """Logits of every position, float32 [T, vocab], from the empty state.
+
+        Raises:
+            ValueError: a token id or K out of range.
+        """
+        request = GenerationRequest(
+            prompt=list(tokens),
+            max_tokens=1,
+            sampling=Sampling(),
+            stop_ids=frozenset(),
+            num_experts_per_tok=num_experts_per_tok,
+            prefill_chunk=prefill_chunk,
+        )
+        request.check(self.model)
+        return self._thread.call(lambda: self._logits(request))
+
+    def _logits(self, request: GenerationRequest) -> np.ndarray:
+        state, parts = self.model.empty_state(), list[np.ndarray]()
+        for start in range(0, len(request.prompt), request.prefill_chunk):
+            chunk = request.prompt[start : start + request.prefill_chunk]
+            parts.append(np.array(self.model(chunk, state, request.num_experts_per_tok)))
+            state.evaluate()
+        return np.concatenate(parts)
+
+    def stream_generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 256,
+        *,
+        num_experts_per_tok: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+        progress: Callable[[int, int], None] | None = None,
+        **sampling: Any,
+    ) -> Run:
+        """Generate, giving each token as it is made: `for step in engine.stream_generate(...)`.
+
+        Args:
+            prompt: text, or token ids.
+            max_tokens: tokens at the most.
+            num_experts_per_tok: K of this run.
+            prefill_chunk: prompt tokens that go through the layers together.
+            progress: told (prompt tokens read, of how many), from the engine's thread.
+            sampling: fields of `Sampling` (temperature, top_p, seed, ...); greedy without.
+
+        Raises:
+            ValueError: an argument out of range; at once, not with the first token.
+        """
+        request = GenerationRequest(
+            prompt=self.encode(prompt),
+            max_tokens=max_tokens,
+            sampling=Sampling(**sampling),
+            stop_ids=frozenset(self.config.eos_token_ids),
+            num_experts_per_tok=num_experts_per_tok,
+            prefill_chunk=prefill_chunk,
+        )
+        request.check(self.model)
+        if num_experts_per_tok is not None:
+            check_num_experts_per_tok(num_experts_per_tok, self.config.num_experts)
+
+        def work(run: Run) -> None:
+            try:
+                for response in generate_tokens(
+                    self.model,
+                    self.bank,
+                    self.tokenizer,
+                    request,
+                    run.stats,
+                    progress,
+                    lambda: run.stopped,
+                ):
+                    run.put(response)
+            except BaseException as error:
+                run.put(error)
+            finally:
+                run.end()
+
+        return Run(lambda run: self._thread.submit(lambda: work(run)) and None)
+
+    def generate(
+        self, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any
+    ) -> Generation:
+        """Generate to the end; arguments as for `stream_generate`."""
+        run = self.stream_generate(prompt, max_tokens, **options).wait()
+        return Generation(
+            text=run.text,
+            tokens=run.tokens,
+            finish_reason=run.finish_reason,
+            summary=self.summary(run, options.get("num_experts_per_tok")),
+        )
+
+    def step(
+        self, prompt: str | Sequence[int], num_experts_per_tok: int | None = None
+    ) -> Generator[StageResult, None, mx.array]:
+        """Go through the model stage by stage in the calling thread, stopping after each with its
+        result."""
+        return self.model.step(self.encode(prompt), None, num_experts_per_tok)
+
+    def intercept(self, pattern: str, fn: Hook) -> AbstractContextManager[None]:
+        """Within the `with`, see and replace results of stages: see `Model.intercept`."""
+        return self.model.intercept(pattern, fn)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt; ids are taken as they are."""
+        if not isinstance(prompt, str):
+            return [int(token) for token in prompt]
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{self.checkpoint.path}: there is no tokenizer.json; give the prompt as token ids"
+            )
+        return self.tokenizer.encode(prompt)
+
+    # Saying what was done
+
+    def lossy(self, num_experts_per_tok: int | None = None) -> list[str]:
+        """What makes a run differ from the packed model's own mathematics, in words; empty if
+        nothing does."""
+        k, own = num_experts_per_tok or self.num_experts_per_tok, self.config.num_experts_per_tok
+        found = [f"K={k} of the model's {own}"] if k < own else []
+        if self.model.dtype != mx.float32 and self.model.dtype != mx.bfloat16:
+            found.append(f"activations {self.model.dtype}")
+        return found
+
+    def summary(self, run: Run, num_experts_per_tok: int | None = None) -> str:
+        """One honest line: speed, bytes, hits, and under what conditions."""
+        prefill, decode = run.stats.prefill, run.stats.decode
+        settings = self.settings
+        k = num_experts_per_tok or self.num_experts_per_tok
+        lossy = self.lossy(num_experts_per_tok)
+        parts = [
+            f"prefill {prefill.tokens} tokens at {prefill.tokens_per_second:.2f} tok/s",
+            f"decode {decode.tokens} at {decode.tokens_per_second:.2f} tok/s",
+            f"read {_size(decode.read_nbytes_per_token)} per token",
+            f"bank hits {decode.hit_rate:.1%}",
+            f"K={k}" + (f" [lossy: {', '.join(lossy)}]" if lossy else " (the model's own)"),
+            f"experts {self.checkpoint.label}",
+            f"reader {settings.reader} ({settings.threads} threads, split {settings.split})",
+            self._bank_words(),
+        ]
+        return "; ".join(parts)
+
+    def _bank_words(self) -> str:
+        if not self.bank.keeps:
+            return f"bank 0 (nothing kept; {_size(self.bank.nbytes)} workspace)"
+        how = "resident, all experts" if self.settings.resident else self.bank.policy_name
+        return f"bank {_size(self.bank.nbytes)} ({self.bank.slots} slots, {how})"
+
+    def _repr_html_(self) -> str:
+        config = self.config
+        rows = {
+            "checkpoint": self.checkpoint.path,
+            "layers": f"{config.num_hidden_layers}: "
+            + ", ".join(f"{config.layers_of(kind)} {kind}" for kind in set(config.layer_types)),
+            "experts": f"{config.num_experts} a layer, {self.num_experts_per_tok} a token, "
+            f"{self.checkpoint.label}",
+            "in memory": f"{_size(self.resident_nbytes)} resident, {_size(self.bank.nbytes)} bank",
+            "on disk": f"{_size(self.checkpoint.expert_nbytes)} of experts",
+            "runs on": str(mx.default_device()),
+        }
+        return card(f"Engine ({config.model_type})", rows)
+
+    # Ending
+
+    def close(self) -> None:
+        """Finish what is queued and free threads and files."""
+        self._thread.close()
+        self.reader.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _fill_bank(self) -> None:
+        for layer in self.layers:
+            layer.fetch.preload()
+
+
+def load(path: str | Path, **settings: Any) -> Engine:
+    """Open a packed checkpoint; `settings` are the fields of `EngineSettings`.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong, naming the file, layer and value.
+        MemoryError: the bank does not fit.
+    """
+    return Engine(PackedCheckpoint(path), EngineSettings(**settings))
+
+
+def check_finite(result: Any, path: str) -> None:
+    """For `intercept("*", check_finite)`: FloatingPointError at the first stage that gives NaN or
+    infinity."""
+    if isinstance(result, mx.array) and not mx.isfinite(result).all().item():
+        raise FloatingPointError(f"{path} gave NaN or infinity")
+
+
+def _bank_nbytes(checkpoint: PackedCheckpoint, settings: EngineSettings) -> int | None:
+    if settings.resident:
+        if settings.bank_gb is not None:
+            raise ValueError("resident=True holds every expert; leave bank_gb out")
+        return None
+    if settings.bank_gb is not None:
+        if settings.bank_gb < 0:
+            raise ValueError(f"bank_gb is {settings.bank_gb}; it must be 0 or more")
+        return round(settings.bank_gb * 1e9)
+    available = available_memory_nbytes()
+    quarter = checkpoint.expert_nbytes if available is None else available // 4
+    return min(checkpoint.expert_nbytes, quarter)
+
+
+def _tokenizer(path: Path) -> Tokenizer | None:
+    if not (path / "tokenizer.json").exists():
+        warnings.warn(f"{path}: no tokenizer.json; prompts must be token ids", stacklevel=4)
+        return None
+    return Tokenizer(path)
+
+
+def _size(nbytes: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.3g} {unit}"
+    return f"{nbytes:.0f} B"

@@ -1,0 +1,248 @@
+"""Prefill and decode: from token ids to tokens, one response at a time.
+
+It runs in whatever thread calls it and knows nothing of queues or widgets; the engine puts it on
+its own thread. Prefill goes layer by layer over a chunk of the prompt, so each chunk reads the
+union of its experts once; no expert is skipped.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from flashmoe_lab.model import Model
+from flashmoe_lab.sampling import Sampler, Sampling
+from flashmoe_lab.state import SequenceState
+from flashmoe_lab.storage.bank import BankCounts, ExpertBank
+from flashmoe_lab.storage.page_cache import process_read_nbytes
+from flashmoe_lab.tokenizer import TextStream, Tokenizer
+
+PREFILL_CHUNK = 512  # tokens; a longer chunk reads each expert less often and takes more memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResponse:
+    """One generated token, in mlx-lm's words.
+
+    Attributes:
+        text: what the token adds to the text; perhaps nothing yet.
+        logprobs: float32 [vocab], of the distribution before temperature and cutting.
+        prompt_tps, generation_tps: tokens per second of prefill, and of decode so far.
+        peak_memory: GB that MLX held at most.
+        finish_reason: None, or why this is the last: "stop" (an end token), "length", "cancelled".
+    """
+
+    text: str
+    token: int
+    logprobs: np.ndarray
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class PhaseStats:
+    """What one phase (prefill or decode) took.
+
+    Attributes:
+        tokens: prompt tokens read, or model steps taken (a generated token costs one, but the last
+            none).
+        read_nbytes: bytes that readers brought.
+        os_read_nbytes: bytes that the operating system fetched from the disk for this process; None
+            if unknown.
+    """
+
+    tokens: int = 0
+    dur_ns: int = 0
+    hits: int = 0
+    misses: int = 0
+    read_nbytes: int = 0
+    os_read_nbytes: int | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens over time, 0 if there was none."""
+        return self.tokens / (self.dur_ns / 1e9) if self.dur_ns else 0.0
+
+    @property
+    def read_nbytes_per_token(self) -> float:
+        """Bytes read for a token on average."""
+        return self.read_nbytes / self.tokens if self.tokens else 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the experts asked for that were in the bank."""
+        total = self.hits + self.misses
+        return self.hits / total if total else 0.0
+
+
+class _Meter:
+    """Adds what happens within its `with` blocks to a PhaseStats."""
+
+    def __init__(self, stats: PhaseStats, counts: BankCounts) -> None:
+        self.stats, self.counts = stats, counts
+
+    def __enter__(self) -> None:
+        counts = self.counts
+        self._start = (counts.hits, counts.misses, counts.read_nbytes)
+        self._os = process_read_nbytes()
+        self._ns = time.perf_counter_ns()
+
+    def __exit__(self, *exception: object) -> None:
+        stats, counts = self.stats, self.counts
+        stats.dur_ns += time.perf_counter_ns() - self._ns
+        hits, misses, nbytes = self._start
+        stats.hits += counts.hits - hits
+        stats.misses += counts.misses - misses
+        stats.read_nbytes += counts.read_nbytes - nbytes
+        now = process_read_nbytes()
+        if now is not None and self._os is not None:
+            stats.os_read_nbytes = (stats.os_read_nbytes or 0) + now - self._os
+
+
+@dataclass(slots=True, kw_only=True)
+class RunStats:
+    """Both phases of a run."""
+
+    prefill: PhaseStats = field(default_factory=PhaseStats)
+    decode: PhaseStats = field(default_factory=PhaseStats)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What to generate.
+
+    Attributes:
+        prompt: token ids, at least one.
+        num_experts_per_tok: K; None is the model's own.
+        prefill_chunk: tokens of the prompt that go through the layers together.
+        stop_ids: tokens that end the text.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    num_experts_per_tok: int | None = None
+    prefill_chunk: int = PREFILL_CHUNK
+
+    def check(self, model: Model) -> None:
+        """ValueError where the model cannot do this."""
+        config = model.config
+        if not self.prompt:
+            raise ValueError("the prompt is empty; it needs at least one token")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if self.prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk is {self.prefill_chunk}; it must be at least 1")
+        wrong = [token for token in self.prompt if not 0 <= token < config.vocab_size]
+        if wrong:
+            raise ValueError(f"token id {wrong[0]}: ids are 0 to {config.vocab_size - 1}")
+        length = len(self.prompt) + self.max_tokens
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"prompt and max_tokens are {length} tokens together; "
+                f"the model was made for {config.max_position_embeddings}"
+            )
+
+
+def prefill(
+    model: Model,
+    tokens: Sequence[int],
+    state: SequenceState,
+    num_experts_per_tok: int | None = None,
+    chunk: int = PREFILL_CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> np.ndarray | None:
+    """Read tokens into the state and return the last one's logits float32 [vocab]; None if
+    cancelled between chunks.
+
+    Args:
+        progress: told (tokens read, tokens in all) after each chunk.
+    """
+    logits = None
+    for start in range(0, len(tokens), chunk):
+        if cancelled():
+            return None
+        logits = model(tokens[start : start + chunk], state, num_experts_per_tok, last_only=True)
+        state.evaluate()
+        if progress is not None:
+            progress(min(start + chunk, len(tokens)), len(tokens))
+    return None if logits is None else np.array(logits[0])
+
+
+def generate_tokens(
+    model: Model,
+    bank: ExpertBank,
+    tokenizer: Tokenizer | None,
+    request: GenerationRequest,
+    stats: RunStats,
+    progress: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[GenerationResponse]:
+    """Generate one response after another; `stats` grows along.
+
+    `cancelled` is asked before every token (and prefill chunk); the response in hand then is the
+    last.
+    """
+    request.check(model)
+    state, k = model.empty_state(), request.num_experts_per_tok
+    vocabulary = min(tokenizer.size, model.config.vocab_size) if tokenizer else None
+    sampler = Sampler(request.sampling, vocabulary or model.config.vocab_size)
+    text = tokenizer.stream() if tokenizer else None
+    with _Meter(stats.prefill, bank.counts):
+        logits = prefill(
+            model, request.prompt, state, k, request.prefill_chunk, progress, cancelled
+        )
+        stats.prefill.tokens = state.length
+    if logits is None:
+        return
+    recent = list(request.prompt)
+    for count in range(1, request.max_tokens + 1):
+        token, logprobs = sampler(logits, recent)
+        recent.append(token)
+        reason = _finish_reason(token, count, request, cancelled)
+        yield _response(token, logprobs, count, text, stats, reason)
+        if reason:
+            return
+        with _Meter(stats.decode, bank.counts):
+            logits = np.array(model([token], state, k)[0])
+            stats.decode.tokens += 1
+
+
+def _finish_reason(
+    token: int, count: int, request: GenerationRequest, cancelled: Callable[[], bool]
+) -> str | None:
+    if token in request.stop_ids:
+        return "stop"
+    if count == request.max_tokens:
+        return "length"
+    return "cancelled" if cancelled() else None
+
+
+def _response(
+    token: int,
+    logprobs: np.ndarray,
+    count: int,
+    text: TextStream | None,
+    stats: RunStats,
+    reason: str | None,
+) -> GenerationResponse:
+    return GenerationResponse(
+        # An end token ends the text, it is not part of it.
+        text=text.add(token) if text and reason != "stop" else "",
+        token=token,
+        logprobs=logprobs,
+        prompt_tokens=stats.prefill.tokens,
+        prompt_tps=stats.prefill.tokens_per_second,
+        generation_tokens=count,
+        generation_tps=stats.decode.tokens_per_second,
+        peak_memory=mx.get_peak_memory() / 1e9,
+        finish_reason=reason,
+    )
