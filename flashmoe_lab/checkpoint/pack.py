@@ -19,11 +19,10 @@ from flashmoe_lab.checkpoint.layer_file import PARTIAL, BlockLayout, LayerFile, 
 from flashmoe_lab.checkpoint.packed import MANIFEST, Manifest, layer_files, write_whole
 from flashmoe_lab.checkpoint.quantize import quantize
 from flashmoe_lab.checkpoint.resident_file import ResidentTensor, split_files, write_resident
-from flashmoe_lab.checkpoint.source import Parts, Source
+from flashmoe_lab.checkpoint.source import CheckpointSource, Parts
 from flashmoe_lab.config import Quantization, is_gate, is_matrix, read_json
 
 _SLICE_NBYTES = 64 << 20  # a resident tensor is read this much at a time
-_KEPT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +65,16 @@ class PackSettings:
 class PackPlan:
     """Everything that will be written, known before the first byte is."""
 
-    source: Source
+    source: CheckpointSource
     destination: Path
     settings: PackSettings
     layers: tuple[LayerFile, ...]
     resident: dict[str, list[ResidentTensor]]
 
     @classmethod
-    def make(cls, source: Source, destination: str | Path, settings: PackSettings) -> "PackPlan":
+    def make(
+        cls, source: CheckpointSource, destination: str | Path, settings: PackSettings
+    ) -> "PackPlan":
         """Plan a packing.
 
         Raises:
@@ -144,7 +145,8 @@ def pack(plan: PackPlan, progress: Progress = lambda nbytes: None, workers: int 
     workers = workers or min(4, os.cpu_count() or 1)
     for layer in plan.layers:
         _pack_layer(plan.source, layer, progress, workers)
-    _copy_kept_files(plan.source.path, directory)
+    for name, content in plan.source.kept_files().items():
+        write_whole(directory / name, content)
     manifest = Manifest(
         layers=tuple(layer.layout for layer in plan.layers),
         resident_files=tuple(plan.resident),
@@ -156,7 +158,9 @@ def pack(plan: PackPlan, progress: Progress = lambda nbytes: None, workers: int 
     _remove_leftovers(directory)
 
 
-def _pack_layer(source: Source, layer: LayerFile, progress: Progress, workers: int) -> None:
+def _pack_layer(
+    source: CheckpointSource, layer: LayerFile, progress: Progress, workers: int
+) -> None:
     if layer.path.exists():
         progress(layer.nbytes)
         return
@@ -175,7 +179,9 @@ def _pack_layer(source: Source, layer: LayerFile, progress: Progress, workers: i
     layer.write(make_block, progress, workers)
 
 
-def _expert_layout(source: Source, layer: int, wanted: Quantization | None) -> BlockLayout:
+def _expert_layout(
+    source: CheckpointSource, layer: int, wanted: Quantization | None
+) -> BlockLayout:
     found = source.expert_quantization(layer)
     if found and wanted and found != wanted:
         raise ValueError(
@@ -190,7 +196,7 @@ def _expert_layout(source: Source, layer: int, wanted: Quantization | None) -> B
     return BlockLayout.of(source.config, quantization, source.expert_dtype(layer))
 
 
-def _resident_tensor(source: Source, name: str, settings: PackSettings) -> ResidentTensor:
+def _resident_tensor(source: CheckpointSource, name: str, settings: PackSettings) -> ResidentTensor:
     shape = source.config.resident_shapes()[name]
     dtype = source.resident_dtype(name)
     if not is_matrix(name):
@@ -214,7 +220,7 @@ def _resident_tensor(source: Source, name: str, settings: PackSettings) -> Resid
     return ResidentTensor(name=name, parts=parts, slices=lambda: _slices(source, name, todo))
 
 
-def _slices(source: Source, name: str, todo: Quantization | None) -> Iterator[Parts]:
+def _slices(source: CheckpointSource, name: str, todo: Quantization | None) -> Iterator[Parts]:
     for parts in source.resident_slices(name, _SLICE_NBYTES):
         yield quantize(parts["weight"], todo) if todo else parts
 
@@ -267,10 +273,3 @@ def _check_space(plan: PackPlan) -> None:
 def _remove_leftovers(directory: Path) -> None:
     for file in directory.rglob("*" + PARTIAL):
         file.unlink()
-
-
-def _copy_kept_files(source: Path, destination: Path) -> None:
-    for pattern in _KEPT_FILES:
-        for file in sorted(source.glob(pattern)):
-            if not file.name.endswith(".index.json") and file.name != MANIFEST:
-                write_whole(destination / file.name, file.read_bytes())

@@ -77,7 +77,7 @@ def write_resident(
 ) -> dict[str, str]:
     """Write one file unless it is there, and return each stored tensor's xxh3-64 in hexadecimal."""
     if not file.exists():
-        _write(file, tensors, progress)
+        write_tensors(file, tensors, progress)
     else:
         progress(sum(tensor.nbytes for tensor in tensors))
     return {
@@ -86,7 +86,8 @@ def write_resident(
     }
 
 
-def _write(file: Path, tensors: Sequence[ResidentTensor], progress: Progress) -> None:
+def write_tensors(file: Path, tensors: Sequence[ResidentTensor], progress: Progress) -> None:
+    """Write a safetensors file slice by slice; it appears only when it is whole."""
     stored = {name: entry for tensor in tensors for name, entry in tensor.stored().items()}
     header, offsets = make_header(stored, {"format": "mlx"})
     partial = file.with_name(file.name + PARTIAL)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,10 +23,28 @@ from flashmoe_lab.checkpoint.tensor_file import FLOATS, Tensor, TensorRef, read_
 from flashmoe_lab.config import LINEAR, PROJECTIONS, ModelConfig, Quantization, is_matrix, read_json
 
 Parts = dict[str, Tensor]  # "weight" alone, or "weight", "scales" and "biases"
+_KEPT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 _COMPONENTS = ("weight", "scales", "biases")
 _CENTRED = re.compile(
     r"(input_layernorm|post_attention_layernorm|q_norm|k_norm|model\.norm)\.weight$"
 )
+
+
+class CheckpointSource(Protocol):
+    """What packing asks of a checkpoint; see `Source` for what the answers mean."""
+
+    path: Path
+    config: ModelConfig
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+    def kept_files(self) -> dict[str, bytes]: ...  # noqa: D102
+    def quantization(self, name: str) -> Quantization | None: ...  # noqa: D102
+    def resident_dtype(self, name: str) -> str: ...  # noqa: D102
+    def resident_slices(self, name: str, max_nbytes: int) -> Iterator[Parts]: ...  # noqa: D102
+    def expert_quantization(self, layer: int) -> Quantization | None: ...  # noqa: D102
+    def expert_dtype(self, layer: int) -> str: ...  # noqa: D102
+    def expert(self, layer: int, expert: int) -> dict[str, Parts]: ...  # noqa: D102
 
 
 class Source:
@@ -122,7 +140,7 @@ class Source:
     def _conventional(self, name: str, tensor: Tensor) -> Tensor:
         if self.is_mlx:
             return tensor
-        if _CENTRED.search(name):
+        if is_centred(name):
             # In bfloat16 the sum would lose up to 2**-9 of the weight.
             return Tensor(dtype="F32", data=tensor.float32() + np.float32(1))
         if name.endswith("conv1d.weight"):
@@ -131,8 +149,7 @@ class Source:
 
     def resident_dtype(self, name: str) -> str:
         """Storage type that `resident_slices` gives an unquantised tensor."""
-        centred = not self.is_mlx and _CENTRED.search(name)
-        return "F32" if centred else self.dtype(name)
+        return "F32" if not self.is_mlx and is_centred(name) else self.dtype(name)
 
     def _origin(self, name: str) -> tuple[str, np.ndarray | None]:
         """The tensor in the file that holds `name`, and which of its rows, if they are
@@ -146,6 +163,15 @@ class Source:
             if candidate in self.refs:
                 return candidate, _interleaved_rows(self.config)[match[2]]
         raise ValueError(f"{self.path}: tensor {name} is missing")
+
+    def kept_files(self) -> dict[str, bytes]:
+        """Content of the small files that go along: configuration, tokenizer, templates."""
+        return {
+            file.name: file.read_bytes()
+            for pattern in _KEPT_FILES
+            for file in sorted(self.path.glob(pattern))
+            if not file.name.endswith(".index.json")
+        }
 
     # Experts
 
@@ -326,6 +352,11 @@ def _collect(path: Path) -> tuple[dict[str, TensorRef], Counter[str]]:
                     name=name, file=file, dtype=ref.dtype, shape=ref.shape, offset=ref.offset
                 )
     return refs, skipped
+
+
+def is_centred(name: str) -> bool:
+    """Whether Hugging Face stores this norm's weight without the one that is to be added."""
+    return _CENTRED.search(name) is not None
 
 
 def normalise(name: str) -> str:
