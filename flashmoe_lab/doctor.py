@@ -9,6 +9,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -65,7 +66,7 @@ def _facts() -> Iterator[Finding]:
     facts = {
         "flashmoe-lab": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
-        "mlx": f"{mx.__version__ if hasattr(mx, '__version__') else '?'} on {mx.default_device()}",
+        "mlx": f"{version('mlx')} on {mx.default_device()}",
         "activations": str(activation_dtype(None)).removeprefix("mlx.core."),
     }
     memory = available_memory_nbytes()
@@ -86,11 +87,8 @@ def _checked(name: str, check: Callable[[], str]) -> Finding:
 def _experts(bits: int) -> str:
     rng, quantization = np.random.default_rng(bits), Quantization(bits=bits)
     dtype, hidden, width, slots = activation_dtype(None), 128, 64, 3
-    shapes = {
-        "gate_proj": (width, hidden),
-        "up_proj": (width, hidden),
-        "down_proj": (hidden, width),
-    }
+    inner, outer = (width, hidden), (hidden, width)
+    shapes = {"gate_proj": inner, "up_proj": inner, "down_proj": outer}
     components: dict[str, list[mx.array]] = {}
     matrices: list[dict[str, np.ndarray]] = [{} for _ in range(slots)]
     for slot in range(slots):
@@ -122,9 +120,11 @@ def _delta_rule() -> str:
     q, k = (rng.standard_normal((9, 4, 32)) / 6 for _ in range(2))
     v, state = rng.standard_normal((9, 4, 16)), rng.standard_normal((4, 16, 32))
     decay, beta = rng.uniform(0, 1, (9, 4)), rng.uniform(0, 1, (9, 4))
-    arguments = (q, k, v, decay, beta, state)
-    out, after = kernels.delta_rule(*(mx.array(a.astype(np.float32)) for a in arguments))
-    right, right_after = kernels.delta_rule_reference(*arguments)
+    right, right_after = kernels.delta_rule_reference(q, k, v, decay, beta, state)
+    q, k, v, decay, beta, state = (
+        mx.array(array.astype(np.float32)) for array in (q, k, v, decay, beta, state)
+    )
+    out, after = kernels.delta_rule(q, k, v, decay, beta, state)
     _close(np.array(after), right_after, mx.float32)
     return _close(np.array(out), right, mx.float32)
 
@@ -151,11 +151,10 @@ def _pool(form: str) -> str:
 
 def _reader(name: str, file: Path, content: np.ndarray) -> str:
     into, size = np.zeros(content.size, np.uint8), 1 << 18
+    parts = [memoryview(into)[i : i + size] for i in range(0, content.size, size)]
     reads = [
-        BlockRead(
-            layer=0, expert=i, offset=i * size, buffers=(memoryview(into)[i * size :][:size],)
-        )
-        for i in range(content.size // size)
+        BlockRead(layer=0, expert=i, offset=i * size, buffers=(part,))
+        for i, part in enumerate(parts)
     ]
     with open_reader(name, {0: file}, threads=4, split=2) as reader:
         reader.read(reads)

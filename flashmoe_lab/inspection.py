@@ -143,11 +143,8 @@ def _resident_label(checkpoint: PackedCheckpoint) -> str:
 
 
 def _facts(config: ModelConfig, k: int) -> dict[str, str]:
-    own = (
-        ""
-        if k == config.num_experts_per_tok
-        else f" (the model's own: {config.num_experts_per_tok})"
-    )
+    own = config.num_experts_per_tok
+    words = "" if k == own else f" (the model's own: {own})"
     heads = f"{config.num_attention_heads} query, {config.num_key_value_heads} key and value heads"
     delta = f"{config.linear_num_value_heads} value, {config.linear_num_key_heads} key heads"
     return {
@@ -155,7 +152,7 @@ def _facts(config: ModelConfig, k: int) -> dict[str, str]:
         "layers": f"{config.num_hidden_layers} ({config.layers_of(LINEAR)} GatedDeltaNet, "
         f"{config.layers_of(FULL)} full attention)",
         "hidden size": f"{config.hidden_size}",
-        "experts": f"{config.num_experts} a layer, {k} a token{own}, width "
+        "experts": f"{config.num_experts} a layer, {k} a token{words}, width "
         f"{config.moe_intermediate_size}",
         "shared expert": f"width {config.shared_expert_intermediate_size}",
         "attention": f"{heads} of {config.head_dim}, {config.rotary_dim} rotated",
@@ -181,4 +178,4 @@ def _checked_k(config: ModelConfig, k: int | None) -> int:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.01 else f"{value:.3g}"
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.6f}"

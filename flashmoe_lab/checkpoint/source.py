@@ -84,7 +84,7 @@ class Source:
             raise ValueError(f"{self.path}: some layers are in MLX's layout and some are not")
         return forms.pop() if forms else bool(self._settings)
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """A digest of names, shapes, places and sizes: changes when the checkpoint is another
         one."""
