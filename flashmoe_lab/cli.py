@@ -28,15 +28,21 @@ from flashmoe_lab.storage.reader import READERS
 from flashmoe_lab.version import __version__
 from flashmoe_lab.weights import DTYPES
 
+# What a model writes must not steer the terminal.
+_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
+for _kept in "\t\n":
+    del _CONTROLS[ord(_kept)]
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = _show_warning
+            return options.run(options)
     except EXPECTED_ERRORS as error:
         print(f"flashmoe-lab: error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -88,7 +94,7 @@ def _add_pack(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.add_argument("destination")
     command.add_argument(
         "--bits",
-        type=_bits,
+        type=_auto_or_bits,
         default="auto",
         help="2, 3, 4, 5, 6 or 8 for the experts, or none to keep them as they are; "
         "default: 4, or what the source is quantised to",
@@ -251,7 +257,7 @@ def _generate(options: argparse.Namespace) -> int:
         try:
             for step in run:
                 text = step.text if engine.tokenizer else f"{step.token} "
-                print(text, end="", flush=True)
+                print(text.translate(_CONTROLS), end="", flush=True)
         except KeyboardInterrupt:
             interrupted = True
         print(flush=True)
@@ -322,6 +328,10 @@ def _bits(text: str) -> int | None:
         return int(text)
     allowed = ", ".join(map(str, Quantization.BITS))
     raise argparse.ArgumentTypeError(f"{text!r}; allowed are {allowed} and none")
+
+
+def _auto_or_bits(text: str) -> int | str | None:
+    return text if text == "auto" else _bits(text)
 
 
 def _ids(text: str) -> list[int]:

@@ -137,7 +137,8 @@ class SyntheticSource:
             values = rng.uniform(-0.3, 0.3, shape) + shift
         bits = values.astype(np.float32)
         if dtype == "BF16":
-            return Tensor(dtype=dtype, data=(bits.view(np.uint32) >> 16).astype(np.uint16))
+            nearest = (bits.view(np.uint32) + 0x8000) >> 16
+            return Tensor(dtype=dtype, data=nearest.astype(np.uint16))
         return Tensor(dtype=dtype, data=bits)
 
 

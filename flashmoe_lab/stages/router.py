@@ -122,13 +122,14 @@ def route(logits: mx.array, num_experts_per_tok: int, norm_topk_prob: bool = Tru
     """The routing that follows from logits float32 [T, E]; ValueError if K is out of range."""
     k = check_num_experts_per_tok(num_experts_per_tok, logits.shape[-1])
     p = mx.softmax(logits, axis=-1, precise=True)
-    experts = mx.argsort(-p, axis=-1)[:, :k]
-    weights = mx.take_along_axis(p, experts, axis=-1)
+    order = mx.argsort(-p, axis=-1)
+    # All E are taken before the cut: with sliced indices MLX's CUDA take_along_axis gives wrong rows.
+    weights = mx.take_along_axis(p, order, axis=-1)[:, :k]
     if norm_topk_prob:
         weights = weights / weights.sum(axis=-1, keepdims=True)
     return Routing(
         logits=logits,
-        experts=experts.astype(mx.int32),
+        experts=order[:, :k].astype(mx.int32),
         weights=weights,
         norm_topk_prob=norm_topk_prob,
     )
