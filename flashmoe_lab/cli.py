@@ -24,7 +24,7 @@ from flashmoe_lab.inspection import inspect
 from flashmoe_lab.progress import ProgressLine
 from flashmoe_lab.run import Run
 from flashmoe_lab.storage.policy import POLICIES
-from flashmoe_lab.storage.reader import READERS
+from flashmoe_lab.storage.ways import READERS
 from flashmoe_lab.version import __version__
 from flashmoe_lab.weights import DTYPES
 

@@ -141,13 +141,13 @@ class ModelConfig:
         Raises:
             ValueError: an architecture, or a setting of one, that this package does not compute.
         """
-        text = config.get("text_config", config)
+        text = _object(config, "text_config", config)
         model_type = text.get("model_type", config.get("model_type"))
         if model_type not in SUPPORTED:
             raise ValueError(f"model_type is {model_type!r}; supported are {', '.join(SUPPORTED)}")
         _refuse_unknown_settings(text)
         values: dict[str, Any] = {"model_type": model_type}
-        rope = {**text, **(text.get("rope_parameters") or {})}
+        rope = {**text, **_object(text, "rope_parameters", {})}
         for field in fields(cls):
             if field.name in ("model_type", "layer_types", "eos_token_ids"):
                 continue
@@ -317,6 +317,19 @@ def is_gate(name: str) -> bool:
     return name.endswith(("mlp.gate.weight", "mlp.shared_expert_gate.weight"))
 
 
+def stored_parts(
+    shape: Shape, quantization: Quantization | None, dtype: str
+) -> dict[str, tuple[str, Shape]]:
+    """Type and shape of each part that a tensor is stored as: "weight" alone or, quantised,
+    "weight", "scales" and "biases"; `dtype` is that of the scales, or of the unquantised weight."""
+    if quantization is None:
+        return {"weight": (dtype, shape)}
+    rows, columns = shape
+    groups = (rows, columns // quantization.group_size)
+    words = (rows, columns * quantization.bits // 32)
+    return {"weight": ("U32", words), "scales": (dtype, groups), "biases": (dtype, groups)}
+
+
 def geometries() -> dict[str, dict[str, Any]]:
     """The published geometries of the family by short name, each a config.json's content."""
     text = resources.files("flashmoe_lab").joinpath("geometries.json").read_text()
@@ -345,6 +358,15 @@ def _nbytes(shape: Shape, quantization: Quantization | None) -> int:
     return size
 
 
+def _object(parent: Mapping[str, Any], name: str, default: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = parent.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, Mapping):
+        raise ValueError(f"config.json: {name} is {value!r}; expected an object")
+    return value
+
+
 def _checked(name: str, value: Any, kind: Any) -> Any:
     expected = {int: "int", float: "float", bool: "bool"}
     kind_name = kind if isinstance(kind, str) else expected.get(kind, "")
@@ -359,7 +381,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
 
 
 def _refuse_unknown_settings(text: Mapping[str, Any]) -> None:
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = _object(text, "rope_parameters", {}) or _object(text, "rope_scaling", {})
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     expected = {
         "hidden_act": (text.get("hidden_act", "silu"), "silu"),
@@ -375,8 +397,10 @@ def _refuse_unknown_settings(text: Mapping[str, Any]) -> None:
 
 
 def _layer_types(text: Mapping[str, Any]) -> tuple[str, ...]:
-    if text.get("layer_types"):
-        return tuple(text["layer_types"])
+    if kinds := text.get("layer_types"):
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise ValueError(f"config.json: layer_types is {kinds!r}; expected a list of names")
+        return tuple(kinds)
     interval = text.get("full_attention_interval", 4)
     layers = text.get("num_hidden_layers")
     if not isinstance(interval, int) or interval < 1 or not isinstance(layers, int):
@@ -390,6 +414,7 @@ def _layer_types(text: Mapping[str, Any]) -> tuple[str, ...]:
 def _stop_tokens(*configs: Mapping[str, Any]) -> tuple[int, ...]:
     found: set[int] = set()
     for config in configs:
-        ids = config.get("eos_token_id")
-        found.update(ids if isinstance(ids, list) else [ids] if ids is not None else [])
+        entry = config.get("eos_token_id")
+        ids = entry if isinstance(entry, list) else [] if entry is None else [entry]
+        found.update(_checked("eos_token_id", token, int) for token in ids)
     return tuple(sorted(found))

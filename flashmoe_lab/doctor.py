@@ -22,8 +22,9 @@ from flashmoe_lab.checkpoint.tensor_file import Tensor
 from flashmoe_lab.config import ModelConfig, Quantization, geometries
 from flashmoe_lab.storage.bank import available_memory_nbytes
 from flashmoe_lab.storage.page_cache import evict, resident_bytes, warm
-from flashmoe_lab.storage.reader import READERS, BlockRead, open_reader
+from flashmoe_lab.storage.reader import BlockRead
 from flashmoe_lab.storage.slot_pool import SlotPool
+from flashmoe_lab.storage.ways import READERS, open_reader
 from flashmoe_lab.version import __version__
 from flashmoe_lab.weights import activation_dtype
 

@@ -24,8 +24,9 @@ from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Hook, StageResult, build_model
 from flashmoe_lab.run import Run
 from flashmoe_lab.sampling import Sampling
+from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
-from flashmoe_lab.storage.reader import open_reader
+from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.tokenizer import Tokenizer
 from flashmoe_lab.weights import Weights, activation_dtype
 
@@ -93,11 +94,13 @@ class Engine:
             self.config.num_experts,
         )
         self.tokenizer = _tokenizer(checkpoint.path)
+        on_cpu = mx.default_device() == mx.cpu
         self.reader = open_reader(
             settings.reader,
             {layer.layer: layer.path for layer in checkpoint.layers},
             threads=settings.threads,
             split=settings.split,
+            staged=not on_cpu,
         )
         weights = Weights(checkpoint, activation_dtype(settings.dtype))
         self.resident_nbytes = weights.nbytes
@@ -106,7 +109,7 @@ class Engine:
             _bank_nbytes(checkpoint, settings),
             workspace=self.num_experts_per_tok,
             policy=settings.policy,
-            form="block" if mx.default_device() == mx.cpu else "stacked",
+            form="block" if on_cpu else "stacked",
         )
         self.model = build_model(
             checkpoint,
@@ -116,9 +119,8 @@ class Engine:
             num_experts_per_tok=self.num_experts_per_tok,
             verify=settings.verify,
         )
-        self._checks = self.model.intercept("*", check_finite) if settings.checks else None
-        if self._checks:
-            self._checks.__enter__()
+        if settings.checks:
+            self.model.check = check_finite
         self._thread = EngineThread()
         if settings.resident:
             self._thread.call(self._fill_bank)
@@ -142,14 +144,14 @@ class Engine:
             ValueError: a token id or K out of range.
         """
         request = GenerationRequest(
-            prompt=list(tokens),
-            max_tokens=1,
+            prompt=self.encode(tokens),
+            max_tokens=0,
             sampling=Sampling(),
             stop_ids=frozenset(),
             num_experts_per_tok=num_experts_per_tok,
             prefill_chunk=prefill_chunk,
         )
-        request.check(self.model)
+        request.check(self.model, generates=False)
         return self._thread.call(lambda: self._logits(request))
 
     def _logits(self, request: GenerationRequest) -> np.ndarray:
@@ -207,6 +209,8 @@ class Engine:
                     lambda: run.stopped,
                 ):
                     run.put(response)
+                if run.stats.prefill.tokens < len(request.prompt):
+                    run.finish_reason = "cancelled"  # no response could say so
             except BaseException as error:
                 run.put(error)
             finally:
@@ -264,12 +268,15 @@ class Engine:
         settings = self.settings
         k = num_experts_per_tok or self.num_experts_per_tok
         lossy = self.lossy(num_experts_per_tok)
+        own = "the model's own"
+        if k != self.config.num_experts_per_tok:
+            own += f" is {self.config.num_experts_per_tok}"
         parts = [
             f"prefill {prefill.tokens} tokens at {prefill.tokens_per_second:.2f} tok/s",
             f"decode {decode.tokens} at {decode.tokens_per_second:.2f} tok/s",
             f"read {_size(decode.read_nbytes_per_token)} per token",
             f"bank hits {decode.hit_rate:.1%}",
-            f"K={k}" + (f" [lossy: {', '.join(lossy)}]" if lossy else " (the model's own)"),
+            f"K={k}" + (f" [lossy: {', '.join(lossy)}]" if lossy else f" ({own})"),
             f"experts {self.checkpoint.label}",
             f"reader {settings.reader} ({settings.threads} threads, split {settings.split})",
             self._bank_words(),
@@ -327,6 +334,8 @@ def load(path: str | Path, **settings: Any) -> Engine:
 def check_finite(result: Any, path: str) -> None:
     """For `intercept("*", check_finite)`: FloatingPointError at the first stage that gives NaN or
     infinity."""
+    if isinstance(result, Routing):
+        result = result.weights
     if isinstance(result, mx.array) and not mx.isfinite(result).all().item():
         raise FloatingPointError(f"{path} gave NaN or infinity")
 
@@ -337,7 +346,7 @@ def _bank_nbytes(checkpoint: PackedCheckpoint, settings: EngineSettings) -> int 
             raise ValueError("resident=True holds every expert; leave bank_gb out")
         return None
     if settings.bank_gb is not None:
-        if settings.bank_gb < 0:
+        if not 0 <= settings.bank_gb < 1e9:
             raise ValueError(f"bank_gb is {settings.bank_gb}; it must be 0 or more")
         return round(settings.bank_gb * 1e9)
     available = available_memory_nbytes()

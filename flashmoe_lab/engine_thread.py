@@ -31,6 +31,8 @@ class EngineThread:
         """Queue `fn`; RuntimeError once the thread was closed."""
         if not self._end.alive:
             raise RuntimeError("the engine was closed")
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a run cannot be started from within one, as a hook would")
         future: Future[T] = Future()
         self._queue.put((fn, future))
         return future

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from flashmoe_lab.model import Model
+from flashmoe_lab.model import Model, check_ids
 from flashmoe_lab.sampling import Sampler, Sampling
 from flashmoe_lab.state import SequenceState
 from flashmoe_lab.storage.bank import BankCounts, ExpertBank
@@ -131,18 +131,16 @@ class GenerationRequest:
     num_experts_per_tok: int | None = None
     prefill_chunk: int = PREFILL_CHUNK
 
-    def check(self, model: Model) -> None:
-        """ValueError where the model cannot do this."""
+    def check(self, model: Model, generates: bool = True) -> None:
+        """ValueError where the model cannot do this; `generates` False asks for logits only."""
         config = model.config
         if not self.prompt:
             raise ValueError("the prompt is empty; it needs at least one token")
-        if self.max_tokens < 1:
+        if generates and self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 1")
         if self.prefill_chunk < 1:
             raise ValueError(f"prefill_chunk is {self.prefill_chunk}; it must be at least 1")
-        wrong = [token for token in self.prompt if not 0 <= token < config.vocab_size]
-        if wrong:
-            raise ValueError(f"token id {wrong[0]}: ids are 0 to {config.vocab_size - 1}")
+        check_ids(self.prompt, config.vocab_size)
         length = len(self.prompt) + self.max_tokens
         if length > config.max_position_embeddings:
             raise ValueError(
@@ -226,6 +224,11 @@ def _finish_reason(
     return "cancelled" if cancelled() else None
 
 
+def _text(token: int, text: TextStream, reason: str | None) -> str:
+    added = text.add(token) if reason != "stop" else ""
+    return added + text.rest() if reason and not added else added
+
+
 def _response(
     token: int,
     logprobs: np.ndarray,
@@ -236,7 +239,7 @@ def _response(
 ) -> GenerationResponse:
     return GenerationResponse(
         # An end token ends the text, it is not part of it.
-        text=text.add(token) if text and reason != "stop" else "",
+        text=_text(token, text, reason) if text else "",
         token=token,
         logprobs=logprobs,
         prompt_tokens=stats.prefill.tokens,

@@ -69,7 +69,8 @@ def _by_expert(
         hidden = silu(_matrix(rows, slot, "gate_proj", weights))
         hidden = hidden * _matrix(rows, slot, "up_proj", weights)
         outs.append(_matrix(hidden, slot, "down_proj", weights))
-    return outs[0] if len(outs) == 1 else mx.concatenate(outs)
+    out = outs[0] if len(outs) == 1 else mx.concatenate(outs)
+    return out.astype(x.dtype)  # float32 scales make it float32
 
 
 def _matrix(x: mx.array, slot: int, projection: str, weights: ExpertWeights) -> mx.array:
@@ -111,9 +112,8 @@ def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertW
     def product(values: mx.array, projection: str) -> mx.array:
         weight = parts[f"{projection}.weight"]
         if weights.quantization is None:
-            return mx.gather_mm(
-                values, weight.swapaxes(-1, -2), rhs_indices=index, sorted_indices=True
-            )
+            # sorted_indices would be true, but with it mlx 0.32.4 gives wrong products on CUDA.
+            return mx.gather_mm(values, weight.swapaxes(-1, -2), rhs_indices=index)
         return mx.gather_qmm(
             values,
             weight,

@@ -63,6 +63,7 @@ class Model:
         self.embed, self.layers, self.norm, self.lm_head = embed, tuple(layers), norm, lm_head
         self._interventions: list[tuple[str, Hook]] = []
         self._hooks: dict[str, list[Hook]] = {}
+        self._check: Hook | None = None
 
     # Running
 
@@ -114,7 +115,10 @@ class Model:
         last_only: bool = False,
     ) -> Steps:
         """(path, result) after every stage, going on with what is sent back; returns the logits."""
-        x = yield "embed", self.embed(mx.array(list(tokens)))
+        check_ids(tokens, self.config.vocab_size)
+        if not len(tokens):
+            raise ValueError("there are no tokens; it needs at least one")
+        x = yield "embed", self.embed(mx.array([int(token) for token in tokens]))
         for layer in self.layers:
             steps = layer.steps(x, state[layer.index], num_experts_per_tok)
             answer = None
@@ -170,10 +174,21 @@ class Model:
             self._interventions.remove(entry)
             self._match()
 
+    @property
+    def check(self) -> Hook | None:
+        """A hook that sees every stage's result last, after interventions; None for none."""
+        return self._check
+
+    @check.setter
+    def check(self, fn: Hook | None) -> None:
+        self._check = fn
+        self._match()
+
     def _match(self) -> None:
         """Hooks by path, so that a stage that nobody touches costs one look-up in a dictionary."""
         self._hooks = {}
-        for pattern, fn in self._interventions:
+        last = [("*", self._check)] if self._check else []
+        for pattern, fn in self._interventions + last:
             for path in self.paths():
                 if fnmatchcase(path, pattern):
                     self._hooks.setdefault(path, []).append(fn)
@@ -183,6 +198,13 @@ class Model:
             answer = fn(result, path)
             result = result if answer is None else answer
         return result
+
+
+def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
+    """ValueError for an id that the table has no row for: MLX would read past its end."""
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"token id {token}: ids are 0 to {vocab_size - 1}")
 
 
 def build_model(

@@ -75,7 +75,9 @@ class Run:
             while (item := await self._take_async()) is not _END:
                 yield self._received(item)
         finally:
-            self._leave()
+            self.stop()
+            if not self.done:  # the engine's last token must not hold up the event loop
+                await asyncio.get_running_loop().run_in_executor(None, self._ended.wait)
 
     def _begin(self) -> None:
         if self._start is None:

@@ -45,6 +45,8 @@ class Sampling:
             ("repetition_context", 0, 2**31),
         ):
             value = getattr(self, name)
+            if isinstance(low, int) and not isinstance(value, int):
+                raise ValueError(f"{name} is {value}; it must be a whole number")
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
         if self.top_p == 0:
@@ -96,8 +98,9 @@ class Sampler:
         sampling = self.sampling
         if sampling.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / sampling.temperature
-        p = np.exp(scaled - scaled.max())
+        # Peak first: a tiny temperature would make infinities of the logits.
+        with np.errstate(over="ignore"):  # to minus infinity, which is right
+            p = np.exp((logits - logits.max()).astype(np.float64) / sampling.temperature)
         order = np.argsort(-p, kind="stable")
         if sampling.top_k:
             order = order[: sampling.top_k]
@@ -106,5 +109,6 @@ class Sampler:
             # The token that crosses top_p still belongs to it.
             order = order[: int(np.searchsorted(np.cumsum(kept), sampling.top_p)) + 1]
         order = order[p[order] >= sampling.min_p * p[order[0]]]
-        kept = p[order] / p[order].sum()
-        return int(order[np.searchsorted(np.cumsum(kept), self._random.random(), side="right")])
+        # Scaled to the last sum, which rounding may leave under 1: always below it.
+        sums = np.cumsum(p[order])
+        return int(order[np.searchsorted(sums, self._random.random() * sums[-1], side="right")])

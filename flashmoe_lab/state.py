@@ -146,23 +146,40 @@ class SequenceState:
 
     @classmethod
     def load(cls, file: str | Path, config: ModelConfig) -> "SequenceState":
-        """Read what `save` wrote; ValueError if it belongs to another geometry."""
-        answer: Any = mx.load(str(file), return_metadata=True)
-        loaded: dict[str, mx.array] = answer[0]
-        metadata: dict[str, str] = answer[1]
-        tokens = json.loads(metadata["tokens"])
-        dtype = next(iter(loaded.values())).dtype if loaded else mx.float32
-        state = cls.empty(config, dtype)
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or belongs to another geometry.
+        """
+        if not Path(file).exists():
+            raise FileNotFoundError(f"{file}: no such file")
+        try:
+            answer: Any = mx.load(str(file), return_metadata=True)
+            loaded: dict[str, mx.array] = answer[0]
+            tokens = json.loads(answer[1]["tokens"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(f"{file}: not a saved state ({error!r})") from None
+        # The matrices are float32 always; any other array has the type of activations.
+        kinds = [a.dtype for name, a in loaded.items() if not name.endswith(".recurrent")]
+        state = cls.empty(config, kinds[0] if kinds else mx.float32)
+        unknown = set(loaded) - {name for name, _ in state._arrays()}
+        if unknown:
+            raise ValueError(f"{file}: does not fit this model: it has no {min(unknown)}")
         for index, layer in enumerate(state.layers):
             try:
                 if isinstance(layer, AttentionState):
-                    layer.append(loaded[f"{index}.keys"], loaded[f"{index}.values"])
-                else:
-                    fits = layer.recurrent.shape == loaded[f"{index}.recurrent"].shape
-                    if not fits or layer.conv.shape != loaded[f"{index}.conv"].shape:
+                    keys, values = loaded[f"{index}.keys"], loaded[f"{index}.values"]
+                    heads, _, dim = layer.keys.shape
+                    shape = (heads, len(tokens), dim)
+                    if keys.shape != shape or values.shape != shape:
                         raise ValueError("shapes differ")
-                    layer.conv = loaded[f"{index}.conv"]
-                    layer.recurrent = loaded[f"{index}.recurrent"]
+                    layer.append(keys, values)
+                else:
+                    conv, recurrent = loaded[f"{index}.conv"], loaded[f"{index}.recurrent"]
+                    if (conv.shape, recurrent.shape) != (layer.conv.shape, layer.recurrent.shape):
+                        raise ValueError("shapes differ")
+                    layer.conv, layer.recurrent = conv, recurrent
             except (KeyError, ValueError) as error:
                 raise ValueError(
                     f"{file}: does not fit this model at layer {index} ({error})"

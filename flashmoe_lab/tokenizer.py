@@ -30,7 +30,10 @@ class Tokenizer:
         ids = set(self._tokenizer.get_vocab(with_added_tokens=True).values())
         settings = file.with_name("tokenizer_config.json")
         if settings.exists():
-            ids.update(int(i) for i in read_json(settings).get("added_tokens_decoder", {}))
+            try:
+                ids.update(int(i) for i in read_json(settings).get("added_tokens_decoder", {}))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{settings}: added_tokens_decoder: {error}") from None
         self.size = max(ids) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -52,7 +55,14 @@ class TextStream:
     def __init__(self, tokenizer: _Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=False)
+        self._held: list[int] = []
 
     def add(self, token: int) -> str:
         """The text that `token` completes, perhaps none."""
-        return self._stream.step(self._tokenizer, token) or ""
+        text = self._stream.step(self._tokenizer, token) or ""
+        self._held = [] if text else [*self._held, token]
+        return text
+
+    def rest(self) -> str:
+        """What is held back of a character that was cut off, shown as replacement characters."""
+        return self._tokenizer.decode(self._held, skip_special_tokens=False) if self._held else ""

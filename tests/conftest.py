@@ -19,8 +19,8 @@ from flashmoe_lab.config import FULL, LINEAR
 from flashmoe_lab.model import Model, build_model
 from flashmoe_lab.stages.linear import Linear
 from flashmoe_lab.storage.bank import ExpertBank
-from flashmoe_lab.storage.reader import open_reader
 from flashmoe_lab.storage.slot_pool import SlotPool
+from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.weights import Weights
 
 DATA = Path(__file__).parent / "data"

@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from flashmoe_lab.checkpoint.tensor_file import DTYPES, Tensor, make_header, read_fully, write_at
-from flashmoe_lab.config import PROJECTIONS, ModelConfig, Quantization
+from flashmoe_lab.config import PROJECTIONS, ModelConfig, Quantization, stored_parts
 
 BLOCK_ALIGN = 16384
 PARTIAL = ".partial"
@@ -62,19 +62,10 @@ class BlockLayout:
         quantised."""
         components: list[Component] = []
         position = 0
-        for projection, (rows, columns) in config.expert_shapes().items():
-            if quantization is None:
-                parts = {"weight": (dtype, (rows, columns))}
-            else:
-                groups = columns // quantization.group_size
-                parts = {
-                    "weight": ("U32", (rows, columns * quantization.bits // 32)),
-                    "scales": (dtype, (rows, groups)),
-                    "biases": (dtype, (rows, groups)),
-                }
-            for part, (kind, shape) in parts.items():
+        for projection, shape in config.expert_shapes().items():
+            for part, (kind, stored) in stored_parts(shape, quantization, dtype).items():
                 component = Component(
-                    name=f"{projection}.{part}", dtype=kind, shape=shape, offset=position
+                    name=f"{projection}.{part}", dtype=kind, shape=stored, offset=position
                 )
                 components.append(component)
                 position += component.nbytes
@@ -205,7 +196,10 @@ class LayerFile:
     def checksums(self) -> np.ndarray:
         """xxh3-64 of every block, uint64 [experts]."""
         count = self.num_experts
-        return np.fromfile(self.path, "<u8", count, offset=self.header[1]["checksums"])
+        found = np.fromfile(self.path, "<u8", count, offset=self.header[1]["checksums"])
+        if len(found) != count:
+            raise ValueError(f"{self.path}: layer {self.layer}: its checksums are not whole")
+        return found
 
     def read_block(self, expert: int) -> np.ndarray:
         """One block through the page cache, uint8 [block_nbytes]."""
@@ -245,7 +239,8 @@ class LayerFile:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             checksums = self._recover(descriptor, journal, partial)
-            progress(len(checksums) * self.layout.block_nbytes)
+            left = self.num_experts - len(checksums)
+            progress(self.nbytes - left * self.layout.block_nbytes)
             header, offsets = self.header
             write_at(descriptor, memoryview(header), 0)
             with journal.open("r+b" if checksums else "wb") as log:

@@ -16,11 +16,19 @@ from typing import Any
 import numpy as np
 
 from flashmoe_lab.checkpoint.layer_file import PARTIAL, BlockLayout, LayerFile, Progress
-from flashmoe_lab.checkpoint.packed import MANIFEST, Manifest, layer_files, write_whole
+from flashmoe_lab.checkpoint.packed import (
+    MANIFEST,
+    Manifest,
+    PackedCheckpoint,
+    layer_files,
+    temporary,
+    write_whole,
+)
 from flashmoe_lab.checkpoint.quantize import quantize
 from flashmoe_lab.checkpoint.resident_file import ResidentTensor, split_files, write_resident
 from flashmoe_lab.checkpoint.source import CheckpointSource, Parts
-from flashmoe_lab.config import Quantization, is_gate, is_matrix, read_json
+from flashmoe_lab.checkpoint.tensor_file import Tensor
+from flashmoe_lab.config import Quantization, is_gate, is_matrix, read_json, stored_parts
 
 _SLICE_NBYTES = 64 << 20  # a resident tensor is read this much at a time
 
@@ -49,15 +57,18 @@ class PackSettings:
     ) -> "PackSettings":
         """The usual choice: what stays in memory gets at least 4 bits, the gates 8.
 
-        With `bits` None everything is kept as the source has it.
+        With `bits` None everything is kept as the source has it, but for `resident_bits`.
         """
+
+        def quantization(bits: int | None) -> Quantization | None:
+            return Quantization(bits=bits, group_size=group_size) if bits else None
+
         if bits is None:
-            return cls(experts=None, resident=None, router=None)
-        resident = resident_bits or max(bits, 4)
+            return cls(experts=None, resident=quantization(resident_bits), router=None)
         return cls(
-            experts=Quantization(bits=bits, group_size=group_size),
-            resident=Quantization(bits=resident, group_size=group_size),
-            router=Quantization(bits=router_bits, group_size=group_size) if router_bits else None,
+            experts=quantization(bits),
+            resident=quantization(resident_bits or max(bits, 4)),
+            router=quantization(router_bits),
         )
 
 
@@ -138,6 +149,16 @@ def pack(plan: PackPlan, progress: Progress = lambda nbytes: None, workers: int 
         return
     directory.mkdir(parents=True, exist_ok=True)
     _check_space(plan)
+    try:
+        _write(plan, progress, workers)
+    except OSError as error:
+        if error.filename is None:  # a full disk is reported without a name
+            error.filename = str(directory)
+        raise
+
+
+def _write(plan: PackPlan, progress: Progress, workers: int) -> None:
+    directory = plan.destination
     write_whole(directory / (MANIFEST + PARTIAL), json.dumps(plan.identity()).encode())
     checksums: dict[str, str] = {}
     for file, tensors in plan.resident.items():
@@ -170,8 +191,11 @@ def _pack_layer(
     def make_block(expert: int) -> np.ndarray:
         parts = source.expert(layer.layer, expert)
         if not keep and layout.quantization is not None:
+            what = f"{source.path}: layer {layer.layer}, expert {expert}"
             parts = {
-                projection: quantize(matrix["weight"], layout.quantization)
+                projection: _quantized(
+                    matrix["weight"], layout.quantization, f"{what}: {projection}"
+                )
                 for projection, matrix in parts.items()
             }
         return layout.assemble(parts)
@@ -210,19 +234,21 @@ def _resident_tensor(source: CheckpointSource, name: str, settings: PackSettings
         return ResidentTensor(
             name=name, parts={"weight": (dtype, shape)}, slices=lambda: _slices(source, name, None)
         )
-    groups = shape[1] // quantization.group_size
-    parts = {
-        "weight": ("U32", (shape[0], shape[1] * quantization.bits // 32)),
-        "scales": (dtype, (shape[0], groups)),
-        "biases": (dtype, (shape[0], groups)),
-    }
+    parts = stored_parts(shape, quantization, dtype)
     todo = None if found else quantization
     return ResidentTensor(name=name, parts=parts, slices=lambda: _slices(source, name, todo))
 
 
 def _slices(source: CheckpointSource, name: str, todo: Quantization | None) -> Iterator[Parts]:
     for parts in source.resident_slices(name, _SLICE_NBYTES):
-        yield quantize(parts["weight"], todo) if todo else parts
+        yield _quantized(parts["weight"], todo, f"{source.path}: {name}") if todo else parts
+
+
+def _quantized(weight: Tensor, quantization: Quantization, what: str) -> Parts:
+    try:
+        return quantize(weight, quantization)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def _check_columns(what: str, shape: tuple[int, ...], quantization: Quantization) -> None:
@@ -243,6 +269,7 @@ def _already_packed(plan: PackPlan) -> bool:
             and manifest.resident_quantization == plan.resident_quantization()
         )
         if same:
+            PackedCheckpoint(directory)  # a file may have been lost since
             return True
         raise FileExistsError(
             f"{directory}: holds another packed checkpoint; choose another destination or remove it"
@@ -254,7 +281,7 @@ def _already_packed(plan: PackPlan) -> bool:
                 f"{directory}: holds an unfinished packing of another source or with other "
                 "settings; give the same ones to go on, or remove the directory"
             )
-    elif directory.exists() and any(directory.iterdir()):
+    elif directory.exists() and any(f.name != temporary(started) for f in directory.iterdir()):
         raise FileExistsError(f"{directory}: is not empty and not a packing; choose another")
     return False
 

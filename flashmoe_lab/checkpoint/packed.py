@@ -19,8 +19,8 @@ from pathlib import Path
 import xxhash
 
 from flashmoe_lab.checkpoint.layer_file import PARTIAL, BlockLayout, LayerFile, Progress
-from flashmoe_lab.checkpoint.tensor_file import TensorRef, read_header
-from flashmoe_lab.config import ModelConfig, Quantization, read_json
+from flashmoe_lab.checkpoint.tensor_file import FLOATS, TensorRef, read_header
+from flashmoe_lab.config import ModelConfig, Quantization, read_json, stored_parts
 from flashmoe_lab.version import __version__
 
 MANIFEST = "packed.json"
@@ -93,14 +93,14 @@ class Manifest:
             resident = entry["resident"]
             return cls(
                 layers=tuple(BlockLayout.from_json(layer) for layer in entry["layers"]),
-                resident_files=tuple(resident["files"]),
+                resident_files=tuple(Path(file).name for file in resident["files"]),
                 resident_quantization={
                     k: Quantization(**v) for k, v in resident["quantization"].items()
                 },
-                resident_checksums=resident["xxh3_64"],
+                resident_checksums=dict(resident["xxh3_64"].items()),
                 source=entry["source"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{file}: the manifest is damaged ({error!r})") from None
 
 
@@ -124,6 +124,13 @@ class PackedCheckpoint:
                 f"config.json {self.config.num_hidden_layers}"
             )
         for layer in self.layers:
+            layout = layer.layout
+            kind = layout.components[-1].dtype
+            if layout != BlockLayout.of(self.config, layout.quantization, kind):
+                raise ValueError(
+                    f"{self.path / MANIFEST}: layer {layer.layer}: its blocks are not those of "
+                    "an expert of config.json"
+                )
             layer.check()
         self.resident = self._resident()
 
@@ -131,10 +138,27 @@ class PackedCheckpoint:
         refs: dict[str, TensorRef] = {}
         for file in self.manifest.resident_files:
             refs.update(read_header(self.path / file)[0])
-        missing = [name for name in self.manifest.resident_checksums if name not in refs]
-        if missing:
-            raise ValueError(f"{self.path}: resident tensor {missing[0]} is missing")
+        for name, shape in self.config.resident_shapes().items():
+            self._check_resident(name, shape, refs)
         return refs
+
+    def _check_resident(
+        self, name: str, shape: tuple[int, ...], refs: Mapping[str, TensorRef]
+    ) -> None:
+        base = name.removesuffix(".weight")
+        quantization = self.manifest.resident_quantization.get(base)
+        for part, (kind, stored) in stored_parts(shape, quantization, "").items():
+            full = name if part == "weight" else f"{base}.{part}"
+            ref = refs.get(full)
+            if ref is None:
+                raise ValueError(f"{self.path}: resident tensor {full} is missing")
+            if ref.shape != stored or ref.dtype not in ((kind,) if kind else FLOATS):
+                raise ValueError(
+                    f"{ref.file}: resident tensor {full} is {ref.dtype} {list(ref.shape)}; "
+                    f"config.json and packed.json mean {kind or 'floats'} {list(stored)}"
+                )
+            if full not in self.manifest.resident_checksums:
+                raise ValueError(f"{self.path / MANIFEST}: has no checksum of {full}")
 
     @property
     def resident_nbytes(self) -> int:
@@ -163,7 +187,11 @@ class PackedCheckpoint:
                 )
             progress(ref.nbytes)
         for layer in self.layers:
-            checksums = layer.checksums()
+            try:
+                checksums = layer.checksums()
+            except ValueError as error:
+                yield str(error)
+                continue
             for expert in range(layer.num_experts):
                 try:
                     layer.check_block(expert, layer.read_block(expert), int(checksums[expert]))
@@ -187,9 +215,14 @@ def layer_files(
     )
 
 
+def temporary(file: Path) -> str:
+    """The name that `write_whole` writes under."""
+    return file.name + ".new" + PARTIAL
+
+
 def write_whole(file: Path, content: bytes) -> None:
     """Write a small file under a temporary name, sync it and rename it."""
-    partial = file.with_name(file.name + ".new" + PARTIAL)
+    partial = file.with_name(temporary(file))
     with partial.open("wb") as stream:
         stream.write(content)
         stream.flush()

@@ -21,13 +21,16 @@ def quantize(weight: Tensor, quantization: Quantization) -> dict[str, Tensor]:
     """Quantise a float matrix [out, in] to weight (U32), scales and biases (the type of the input).
 
     Raises:
-        ValueError: the rows are not a whole number of groups.
+        ValueError: the rows are not a whole number of groups, or a weight is not finite.
     """
     _check_groups(weight.shape, quantization)
     parts = mx.quantize(to_mlx(weight), group_size=quantization.group_size, bits=quantization.bits)
     mx.eval(parts)
     names = ("weight", "scales", "biases")
-    return {name: from_mlx(part) for name, part in zip(names, parts, strict=True)}
+    found = {name: from_mlx(part) for name, part in zip(names, parts, strict=True)}
+    if not all(np.isfinite(found[name].float32()).all() for name in ("scales", "biases")):
+        raise ValueError("holds NaN or infinite weights, which cannot be quantised")
+    return found
 
 
 def to_mlx(tensor: Tensor) -> mx.array:

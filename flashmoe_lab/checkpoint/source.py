@@ -20,10 +20,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from flashmoe_lab.checkpoint.tensor_file import FLOATS, Tensor, TensorRef, read_header
-from flashmoe_lab.config import LINEAR, PROJECTIONS, ModelConfig, Quantization, is_matrix, read_json
+from flashmoe_lab.config import (
+    LINEAR,
+    PROJECTIONS,
+    ModelConfig,
+    Quantization,
+    is_matrix,
+    read_json,
+    stored_parts,
+)
 
 Parts = dict[str, Tensor]  # "weight" alone, or "weight", "scales" and "biases"
 _KEPT_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
+_SAMPLE_NBYTES = 1024
 _COMPONENTS = ("weight", "scales", "biases")
 _CENTRED = re.compile(
     r"(input_layernorm|post_attention_layernorm|q_norm|k_norm|model\.norm)\.weight$"
@@ -86,13 +95,14 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """A digest of names, shapes, places and sizes: changes when the checkpoint is another
-        one."""
+        """A digest of names, shapes, places, and of how each tensor begins: changes when the
+        checkpoint is another one."""
         digest = hashlib.sha256((self.path / "config.json").read_bytes())
         for file in sorted({ref.file for ref in self.refs.values()}):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         for name, ref in sorted(self.refs.items()):
             digest.update(f"{name} {ref.dtype} {ref.shape} {ref.offset}\n".encode())
+            digest.update(ref.head(_SAMPLE_NBYTES))
         return digest.hexdigest()
 
     # Resident tensors
@@ -170,7 +180,7 @@ class Source:
             file.name: file.read_bytes()
             for pattern in _KEPT_FILES
             for file in sorted(self.path.glob(pattern))
-            if not file.name.endswith(".index.json")
+            if not file.name.endswith(".index.json") and file.name != "packed.json"
         }
 
     # Experts
@@ -251,6 +261,8 @@ class Source:
         """Bits and group size from the shapes, held against what config.json says of them."""
         weight = self.refs[weight_name]
         scales = self.refs[_part(weight_name, "scales")]
+        if not all(weight.shape) or not all(scales.shape):
+            raise ValueError(f"{weight.file}: {weight_name} or its scales are empty")
         bits, rest = divmod(weight.shape[-1] * 32, columns)
         group_size, rest_group = divmod(columns, scales.shape[-1])
         path = weight_name.removesuffix(".weight")
@@ -272,8 +284,11 @@ class Source:
             origin, rows = self._origin(name)
             used.update(_part(origin, part) for part in _COMPONENTS)
             used.add(origin)
-            if rows is None:
-                self._check_shape(origin, shape, is_matrix(name))
+            if rows is not None:  # one of two parts; both together hold every row once
+                fused = _interleaved_rows(config)
+                both = ("qkv", "z") if origin.endswith("qkvz.weight") else ("b", "a")
+                shape = (sum(len(fused[part]) for part in both), shape[1])
+            self._check_shape(origin, shape, is_matrix(name))
         for layer in range(config.num_hidden_layers):
             used.update(self._check_experts(layer))
         unexplained = sorted(set(self.refs) - used)
@@ -292,45 +307,69 @@ class Source:
         )
         experts = range(self.config.num_experts)
         for expert in experts[:1] if stacked else experts:
-            for projection, shape in shapes.items():
+            for projection in PROJECTIONS:
                 parts = self._expert_refs(layer, expert, projection)
                 names.update(ref.name for ref in parts.values())
-                weight = parts["weight"]
-                if stacked and self.refs[weight.name].shape[0] != len(experts):
-                    raise ValueError(
-                        f"{weight.file}: layer {layer}: {weight.name} holds "
-                        f"{self.refs[weight.name].shape[0]} experts, "
-                        f"config.json says {len(experts)}"
-                    )
-                if "scales" not in parts and weight.shape != shape:
-                    raise ValueError(
-                        f"{weight.file}: layer {layer}, expert {expert}: {projection} is "
-                        f"{list(weight.shape)}, expected {list(shape)}"
-                    )
-        self.expert_quantization(layer)
+                for ref in parts.values() if stacked else ():
+                    if (count := self.refs[ref.name].shape[0]) != len(experts):
+                        raise ValueError(
+                            f"{ref.file}: layer {layer}: {ref.name} holds {count} experts, "
+                            f"config.json says {len(experts)}"
+                        )
+        quantization, dtype = self.expert_quantization(layer), self.expert_dtype(layer)
+        for expert in experts[:1] if stacked else experts:
+            for projection, shape in shapes.items():
+                parts = self._expert_refs(layer, expert, projection)
+                what = f"layer {layer}, expert {expert}: {parts['weight'].name}"
+                self._check_parts(what, shape, parts, quantization, dtype)
         return names
 
     def _check_shape(self, name: str, shape: tuple[int, ...], matrix: bool) -> None:
         ref = self.refs[name]
         if name.endswith("conv1d.weight"):
             return  # is_mlx has checked it
-        if matrix and _part(name, "scales") in self.refs:
-            self._derive(name, shape[1])
-            shape = (shape[0], ref.shape[1])
-        elif ref.dtype not in FLOATS:
-            raise ValueError(
-                f"{ref.file}: tensor {name} is {ref.dtype}; expected one of {', '.join(FLOATS)}"
-            )
-        if ref.shape != shape:
-            raise ValueError(
-                f"{ref.file}: tensor {name} is {list(ref.shape)}; config.json says {list(shape)}"
-            )
+        quantization = None
+        if matrix and (scales := self.refs.get(_part(name, "scales"))):
+            quantization, dtype = self._derive(name, shape[1]), scales.dtype
+        else:
+            dtype = ref.dtype
+        found = {
+            part: self.refs[full]
+            for part in _COMPONENTS
+            if (full := _part(name, part)) in self.refs
+        }
+        self._check_parts(f"tensor {name}", shape, found or {"weight": ref}, quantization, dtype)
+
+    def _check_parts(
+        self,
+        what: str,
+        shape: tuple[int, ...],
+        found: Mapping[str, TensorRef],
+        quantization: Quantization | None,
+        dtype: str,
+    ) -> None:
+        """Hold a tensor's parts against the shape that config.json gives it."""
+        file = found["weight"].file
+        if dtype not in FLOATS:
+            raise ValueError(f"{file}: {what} is {dtype}; expected one of {', '.join(FLOATS)}")
+        for part, (kind, stored) in stored_parts(shape, quantization, dtype).items():
+            ref = found.get(part)
+            if ref is None:
+                raise ValueError(f"{file}: {what} has no {part}")
+            if (ref.dtype, ref.shape) != (kind, stored):
+                raise ValueError(
+                    f"{ref.file}: {what}: its {part} is {ref.dtype} {list(ref.shape)}; "
+                    f"config.json says {kind} {list(stored)}"
+                )
 
 
 def _collect(path: Path) -> tuple[dict[str, TensorRef], Counter[str]]:
     index = path / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+            raise ValueError(f"{index}: weight_map is no object of tensor and file names")
+        names = sorted(set(places.values()))
         if any("/" in name or name.startswith("..") for name in names):
             raise ValueError(f"{index}: a shard lies outside the checkpoint's directory")
         files = [path / name for name in names]

@@ -94,6 +94,11 @@ class TensorRef:
             offset=part.offset,
         )
 
+    def head(self, nbytes: int) -> bytes:
+        """The first `nbytes` bytes of the tensor, or all of it if it is smaller."""
+        with self.file.open("rb", buffering=0) as stream:
+            return os.pread(stream.fileno(), min(nbytes, self.nbytes), self.offset)
+
     def read(self) -> Tensor:
         """Read the tensor, or raise ValueError naming file and tensor if the file ends early."""
         buffer = np.empty(self.nbytes, np.uint8)
@@ -138,18 +143,24 @@ def read_header(file: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
             )
         try:
             header = json.loads(stream.read(length))
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{file}: the safetensors header is damaged ({e!r})") from None
+        try:
             metadata = header.pop("__metadata__", {})
             refs = {
                 name: _ref(name, entry, file, 8 + length, size) for name, entry in header.items()
             }
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as e:
+        except (AttributeError, KeyError, TypeError) as e:
             raise ValueError(f"{file}: the safetensors header is damaged ({e!r})") from None
     return refs, metadata
 
 
 def _ref(name: str, entry: Mapping[str, Any], file: Path, base: int, size: int) -> TensorRef:
     dtype, shape = entry["dtype"], tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
+    offsets = tuple(entry["data_offsets"])
+    if len(offsets) != 2 or any(type(number) is not int for number in (*shape, *offsets)):
+        raise TypeError(f"tensor {name}: shape and data_offsets must be whole numbers")
+    begin, end = offsets
     if dtype not in DTYPES:
         raise ValueError(
             f"{file}: tensor {name} has type {dtype}; supported are {', '.join(DTYPES)}"

@@ -43,6 +43,8 @@ class Experts:
                 f"layer {self.layer}: routing is {list(routing.experts.shape)}, "
                 f"what was fetched {list(fetched.experts.shape)}"
             )
+        if not np.array_equal(np.array(routing.experts), fetched.experts):
+            raise ValueError(f"layer {self.layer}: these experts were fetched for another routing")
         outs: list[mx.array] = []
         order: list[np.ndarray] = []
         for placement in fetched.waves():

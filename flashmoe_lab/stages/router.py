@@ -107,8 +107,9 @@ class Router:
         self, x: np.ndarray, num_experts_per_tok: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Experts int64 [T, K] and weights float64 [T, K]."""
-        k = num_experts_per_tok or self.num_experts_per_tok
+        k = self.num_experts_per_tok if num_experts_per_tok is None else num_experts_per_tok
         logits = self.gate.reference(x)
+        check_num_experts_per_tok(k, logits.shape[-1])
         p = np.exp(logits - logits.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         experts = np.argsort(-p, axis=-1, kind="stable")[:, :k]
@@ -122,8 +123,8 @@ def route(logits: mx.array, num_experts_per_tok: int, norm_topk_prob: bool = Tru
     """The routing that follows from logits float32 [T, E]; ValueError if K is out of range."""
     k = check_num_experts_per_tok(num_experts_per_tok, logits.shape[-1])
     p = mx.softmax(logits, axis=-1, precise=True)
-    order = mx.argsort(-p, axis=-1)
-    # All E are taken before the cut: with sliced indices MLX's CUDA take_along_axis gives wrong rows.
+    # By logits: where probabilities underflow to 0 they would tie with banned experts.
+    order = mx.argsort(-logits, axis=-1)
     weights = mx.take_along_axis(p, order, axis=-1)[:, :k]
     if norm_topk_prob:
         weights = weights / weights.sum(axis=-1, keepdims=True)

@@ -18,6 +18,7 @@ from flashmoe_lab.storage.policy import CachePolicy, make_policy
 from flashmoe_lab.storage.slot_pool import SlotPool
 
 Key = tuple[int, int]  # (layer, expert)
+_MAX_BUSY = 256  # announced products before the bank waits for them of its own accord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +185,14 @@ class ExpertBank:
 
     def in_use(self, product: mx.array) -> None:
         """Announce a lazy product that reads slots: it is finished before any slot is
-        overwritten."""
+        overwritten.
+
+        It is submitted here, in the thread that made it: another could not.
+        """
+        mx.async_eval(product)
         self._busy.append(product)
+        if len(self._busy) > _MAX_BUSY:  # a bank that never misses must not keep them all
+            self._finish()
 
     def _finish(self) -> None:
         if self._busy:

@@ -2,7 +2,7 @@
 
 A block is one contiguous byte range of one layer's file. A reader owns a few threads; each takes
 one piece of a block at a time and reads it with the GIL released, so the SSD sees many requests at
-once. There is one class for each way of reading (`READERS`), and all of them bring the same bytes.
+once. There is one class for each way of reading (ways.py), and all of them bring the same bytes.
 
 A reader does not choose where a block goes (bank.py), does not know what its bytes mean
 (checkpoint/), checks no checksums, and never reads ahead of what it is asked for.
@@ -10,12 +10,8 @@ A reader does not choose where a block goes (bank.py), does not know what its by
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
-import mmap
 import os
-import sys
 import threading
 import time
 import weakref
@@ -28,14 +24,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 ALIGNMENT = 4096  # bytes; what O_DIRECT asks of offsets, lengths and addresses
 MAX_THREADS = 64
 MAX_SPLIT = 16
-STAGING_BYTES = 1 << 20  # per thread; small enough that the copy out of it finds it in the L2 cache
-_MAX_BUFFERS = 1024  # IOV_MAX on Linux and macOS
-_F_NOCACHE = 48  # macOS fcntl
 
 Buffers = tuple[memoryview, ...]
 
@@ -177,8 +168,9 @@ class Reader(ABC):
 
     Each block is cut into `split` pieces at multiples of 4096 bytes, which are read in parallel.
     Files are opened at their first read and stay open. One thread at a time may submit or close;
-    `PendingReads.wait` may be called from any thread. Raises ValueError for `threads` outside 1 to
-    64 or `split` outside 1 to 16.
+    `PendingReads.wait` may be called from any thread. `staged` says that the device must not write
+    into the caller's memory itself, as where a GPU may move the pages meanwhile. Raises ValueError
+    for `threads` outside 1 to 64 or `split` outside 1 to 16.
 
     A thread needs the GIL for a few microseconds between pieces. While other Python code computes
     without a pause it may wait `sys.getswitchinterval()` (5 ms) for it, which `end_ns` includes.
@@ -186,7 +178,15 @@ class Reader(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, paths: Mapping[int, Path], *, threads: int = 8, split: int = 1) -> None:
+    def __init__(
+        self,
+        paths: Mapping[int, Path],
+        *,
+        threads: int = 8,
+        split: int = 1,
+        staged: bool = False,
+    ) -> None:
+        self.staged = staged
         self.threads = _in_range("threads", threads, MAX_THREADS)
         self.split = _in_range("split", split, MAX_SPLIT)
         self.paths = {layer: Path(path) for layer, path in paths.items()}
@@ -256,134 +256,6 @@ class Reader(ABC):
         """Fill the piece's buffers; return the bytes got, fewer than asked at the file's end."""
 
 
-class PreadReader(Reader):
-    """Through the page cache: `preadv` scatters one block into its buffers."""
-
-    name = "pread"
-
-    def _open(self, path: Path) -> int:
-        return self._open_fd(path)
-
-    def _read_piece(self, handle: int, piece: BlockRead, thread: int) -> int:
-        return _fill(handle, piece.buffers, piece.offset, piece.nbytes)
-
-
-class DirectReader(Reader):
-    """Past the page cache: O_DIRECT on Linux, F_NOCACHE on macOS (not yet run there by us).
-
-    On Linux, a piece whose offset and whose buffers' addresses and lengths are all multiples of
-    4096 is read straight into them; any other goes through a staging buffer of 1 MiB a thread and
-    is copied. Raises ReadError where the file system refuses direct I/O.
-    """
-
-    name = "direct"
-
-    def __init__(self, paths: Mapping[int, Path], *, threads: int = 8, split: int = 1) -> None:
-        super().__init__(paths, threads=threads, split=split)
-        self._staging: dict[int, np.ndarray] = {}
-        self._resources.callback(self._staging.clear)
-
-    def _open(self, path: Path) -> int:
-        if sys.platform == "darwin":
-            fd = self._open_fd(path)
-            fcntl.fcntl(fd, _F_NOCACHE, 1)
-            return fd
-        try:
-            return self._open_fd(path, os.O_DIRECT)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            advice = 'its file system refuses direct I/O (O_DIRECT); use reader="pread"'
-            raise OSError(errno.EINVAL, advice) from None
-
-    def _read_piece(self, handle: int, piece: BlockRead, thread: int) -> int:
-        if sys.platform == "darwin":
-            return _fill(handle, piece.buffers, piece.offset, piece.nbytes)
-        if piece.offset % ALIGNMENT == 0 and all(map(_is_aligned, piece.buffers)):
-            return _fill(handle, piece.buffers, piece.offset, piece.nbytes, ALIGNMENT)
-        if thread not in self._staging:
-            # Anonymous mappings begin on a page.
-            self._staging[thread] = np.frombuffer(mmap.mmap(-1, STAGING_BYTES), np.uint8)
-        return _fill_staged(handle, piece, self._staging[thread])
-
-
-class MmapReader(Reader):
-    """Copies out of memory-mapped files; kept to compare, since page faults read in small steps.
-
-    A file that is truncated while it is mapped kills the process (SIGBUS), as with any mapping.
-    """
-
-    name = "mmap"
-
-    def _open(self, path: Path) -> mmap.mmap | bytes:
-        fd = self._open_fd(path)
-        if os.fstat(fd).st_size == 0:
-            return b""  # mmap refuses an empty file; every read of it is short
-        return self._resources.enter_context(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
-
-    def _read_piece(self, handle: mmap.mmap | bytes, piece: BlockRead, thread: int) -> int:
-        got = min(piece.nbytes, max(0, len(handle) - piece.offset))
-        if got == piece.nbytes:
-            _scatter(np.frombuffer(handle, np.uint8, got, piece.offset), piece.buffers)
-        return got
-
-
-READERS: dict[str, type[Reader]] = {
-    cls.name: cls for cls in (PreadReader, DirectReader, MmapReader)
-}
-
-
-def open_reader(name: str, paths: Mapping[int, Path], **settings: int) -> Reader:
-    """Make the reader called `name` with its `threads` and `split`; ValueError for other names."""
-    if name not in READERS:
-        raise ValueError(f"reader must be one of {sorted(READERS)}, got {name!r}")
-    return READERS[name](paths, **settings)
-
-
-def _preadv(fd: int, buffers: Buffers, offset: int) -> int:
-    # The one call that reads files; tests replace it.
-    return os.preadv(fd, buffers, offset)
-
-
-def _fill(fd: int, buffers: Buffers, offset: int, wanted: int, step: int = 1) -> int:
-    """Read until `wanted` bytes are there or the file ends; return the bytes got.
-
-    A short read is resumed at the last multiple of `step`, since O_DIRECT cannot begin in between.
-    """
-    got = 0
-    while True:
-        count = _preadv(fd, buffers[:_MAX_BUFFERS], offset + got)
-        whole = count - count % step
-        if got + count >= wanted or whole == 0:
-            return got + count
-        got += whole
-        buffers = _slice(buffers, whole, sum(map(len, buffers)))
-
-
-def _fill_staged(fd: int, piece: BlockRead, staging: np.ndarray) -> int:
-    """As `_fill` for O_DIRECT, by way of `staging`, for any offset and any memory."""
-    got, wanted = 0, piece.nbytes
-    while got < wanted:
-        skip = (piece.offset + got) % ALIGNMENT
-        part = min(wanted - got, len(staging) - skip)
-        reach = -(-(skip + part) // ALIGNMENT) * ALIGNMENT
-        target = (staging[:reach].data,)
-        count = _fill(fd, target, piece.offset + got - skip, skip + part, ALIGNMENT) - skip
-        if count < part:
-            return got + max(count, 0)
-        _scatter(staging[skip : skip + part], _slice(piece.buffers, got, got + part))
-        got += part
-    return got
-
-
-def _scatter(source: np.ndarray, buffers: Buffers) -> None:
-    start = 0
-    for buffer in buffers:
-        # Unlike a memoryview's slice assignment, copyto releases the GIL.
-        np.copyto(np.frombuffer(buffer, np.uint8), source[start : start + len(buffer)])
-        start += len(buffer)
-
-
 def _cut(read: BlockRead, split: int) -> list[BlockRead]:
     if split == 1:
         return [read]
@@ -391,13 +263,13 @@ def _cut(read: BlockRead, split: int) -> list[BlockRead]:
     pages = -(-nbytes // ALIGNMENT)
     ends = [min(nbytes, pages * n // split * ALIGNMENT) for n in range(split + 1)]
     return [
-        replace(read, offset=read.offset + start, buffers=_slice(read.buffers, start, stop))
+        replace(read, offset=read.offset + start, buffers=cut_buffers(read.buffers, start, stop))
         for start, stop in pairwise(ends)
         if start < stop
     ]
 
 
-def _slice(buffers: Buffers, start: int, stop: int) -> Buffers:
+def cut_buffers(buffers: Buffers, start: int, stop: int) -> Buffers:
     """Bytes `start` to `stop` of the buffers as if they were one, without copying."""
     parts, begin = [], 0
     for buffer in buffers:
@@ -406,12 +278,6 @@ def _slice(buffers: Buffers, start: int, stop: int) -> Buffers:
             parts.append(buffer[low:high])
         begin += len(buffer)
     return tuple(parts)
-
-
-def _is_aligned(buffer: memoryview) -> bool:
-    if len(buffer) % ALIGNMENT:
-        return False
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % ALIGNMENT == 0
 
 
 def _check_buffer(buffer: memoryview) -> None:

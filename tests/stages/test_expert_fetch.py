@@ -9,7 +9,8 @@ import pytest
 from flashmoe_lab import PackedCheckpoint, Routing
 from flashmoe_lab.stages.expert_fetch import ExpertFetch
 from flashmoe_lab.storage.bank import ExpertBank
-from flashmoe_lab.storage.reader import PreadReader, ReadError
+from flashmoe_lab.storage.reader import ReadError
+from flashmoe_lab.storage.ways import PreadReader
 
 LAYERS = 4
 E = 8

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from flashmoe_lab.storage import reader as reader_module
-from flashmoe_lab.storage.reader import READERS, BlockRead, ReadError, open_reader
+from flashmoe_lab.storage import ways
+from flashmoe_lab.storage.reader import BlockRead, ReadError
+from flashmoe_lab.storage.ways import READERS, open_reader
 
 BLOCK = 49152  # bytes
 BLOCKS = 40
 LAYERS = (0, 7)
 PREADERS = ["pread", "direct"]
-real_preadv = reader_module._preadv
+real_preadv = ways._preadv
 
 
 DATA = {layer: np.random.default_rng(layer).bytes(BLOCK * BLOCKS) for layer in LAYERS}
@@ -112,7 +114,7 @@ def test_any_offset_and_length(paths, name, seed):
 
 
 def test_more_than_one_staging_buffer(paths, name):
-    size = reader_module.STAGING_BYTES + 300_001
+    size = ways.STAGING_BYTES + 300_001
     read = BlockRead(layer=0, expert=0, offset=12289, buffers=cut(memory(size, 3), 99))
     with open_reader(name, paths) as reader:
         assert reader.read([read])[0].nbytes == size
@@ -159,7 +161,7 @@ def test_short_reads_are_completed(paths, name, most, shift, monkeypatch):
         whole = real_preadv(fd, buffers, offset)
         return min(most, whole)
 
-    monkeypatch.setattr(reader_module, "_preadv", short)
+    monkeypatch.setattr(ways, "_preadv", short)
     reads = [block(e, buffers=cut(memory(BLOCK, shift), 3000, 16384)) for e in (1, 39)]
     with open_reader(name, paths, threads=2) as reader:
         reader.read(reads)
@@ -172,7 +174,7 @@ def test_short_reads_are_completed(paths, name, most, shift, monkeypatch):
 def test_end_of_file_is_an_error(paths, name, count, monkeypatch):
     skip_if_refused(name, paths[0])
     given = iter([count])
-    monkeypatch.setattr(reader_module, "_preadv", lambda *_: next(given, 0))
+    monkeypatch.setattr(ways, "_preadv", lambda *_: next(given, 0))
     with open_reader(name, paths) as reader, pytest.raises(ReadError) as caught:
         reader.read([block(17, layer=7)])
     text = str(caught.value)
@@ -221,7 +223,7 @@ def test_refused_direct_names_the_way_out(paths, monkeypatch):
             raise OSError(errno.EINVAL, "Invalid argument")
         return real_open(path, flags, *rest)
 
-    monkeypatch.setattr(reader_module.os, "open", refuse)
+    monkeypatch.setattr(ways.os, "open", refuse)
     with open_reader("direct", paths) as reader, pytest.raises(ReadError) as caught:
         reader.read([block(0)])
     assert 'reader="pread"' in str(caught.value) and str(paths[0]) in str(caught.value)
@@ -231,14 +233,14 @@ def test_io_error_keeps_its_number(paths, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(reader_module, "_preadv", fail)
+    monkeypatch.setattr(ways, "_preadv", fail)
     with open_reader("pread", paths) as reader, pytest.raises(ReadError) as caught:
         reader.read([block(4)])
     assert caught.value.errno == errno.EIO and "expert 4" in str(caught.value)
 
 
 def test_unexpected_error_comes_through(paths, monkeypatch):
-    monkeypatch.setattr(reader_module, "_preadv", lambda *_: 1 // 0)
+    monkeypatch.setattr(ways, "_preadv", lambda *_: 1 // 0)
     with open_reader("pread", paths) as reader, pytest.raises(ZeroDivisionError):
         reader.read([block(4)])
 
@@ -254,7 +256,7 @@ def test_error_waits_for_every_piece(paths, monkeypatch):
         let_go.wait()
         return real_preadv(fd, buffers, offset)
 
-    monkeypatch.setattr(reader_module, "_preadv", preadv)
+    monkeypatch.setattr(ways, "_preadv", preadv)
     caught = []
     with open_reader("pread", paths, threads=2) as reader:
         slow = block(1)
@@ -289,7 +291,7 @@ def test_interrupted_wait_still_waits(paths, monkeypatch):
                 raise KeyboardInterrupt
             return super().wait(timeout)
 
-    monkeypatch.setattr(reader_module, "_preadv", held)
+    monkeypatch.setattr(ways, "_preadv", held)
     with open_reader("pread", paths) as reader:
         reads = [block(e) for e in range(BLOCKS)]
         monkeypatch.setattr(reader_module.threading, "Event", Interrupted)
@@ -308,7 +310,7 @@ def test_reads_run_at_once(paths, blocks, split, monkeypatch):
         barrier.wait()
         return real_preadv(fd, buffers, offset)
 
-    monkeypatch.setattr(reader_module, "_preadv", meet)
+    monkeypatch.setattr(ways, "_preadv", meet)
     with open_reader("pread", paths, threads=6, split=split) as reader:
         records = reader.read([block(e) for e in range(blocks)])
     assert sorted(r.thread for r in records) == list(range(6))
@@ -321,7 +323,7 @@ def test_submit_does_not_wait(paths, monkeypatch):
         let_go.wait()
         return real_preadv(fd, buffers, offset)
 
-    monkeypatch.setattr(reader_module, "_preadv", held)
+    monkeypatch.setattr(ways, "_preadv", held)
     with open_reader("pread", paths, threads=2) as reader:
         batches = [reader.submit([block(e)]) for e in range(5)]
         assert not any(batch.done for batch in batches)
@@ -364,7 +366,8 @@ def test_close_finishes_what_was_submitted(paths, name):
 def test_dropped_reader_does_not_hold_the_process(paths):
     program = (
         "import sys; from pathlib import Path\n"
-        "from flashmoe_lab.storage.reader import BlockRead, open_reader\n"
+        "from flashmoe_lab.storage.reader import BlockRead\n"
+        "from flashmoe_lab.storage.ways import open_reader\n"
         "r = open_reader('pread', {0: Path(sys.argv[1])})\n"
         "b = memoryview(bytearray(4096))\n"
         "print(len(r.read([BlockRead(layer=0, expert=0, offset=0, buffers=(b,))])))\n"

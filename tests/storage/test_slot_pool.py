@@ -8,8 +8,9 @@ import pytest
 
 from flashmoe_lab import Quantization
 from flashmoe_lab.checkpoint.layer_file import BLOCK_ALIGN, BlockLayout
-from flashmoe_lab.storage.reader import BlockRead, PreadReader
+from flashmoe_lab.storage.reader import BlockRead
 from flashmoe_lab.storage.slot_pool import SlotPool
+from flashmoe_lab.storage.ways import PreadReader
 
 LAYOUTS = {
     "F32": (None, "F32"),
