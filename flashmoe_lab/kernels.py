@@ -92,6 +92,10 @@ def _matrix(x: mx.array, slot: int, projection: str, weights: ExpertWeights) -> 
 def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertWeights) -> mx.array:
     """One product for all pairs, slot numbers as data.
 
+    The pairs are sorted, but MLX is not told: its sorted path has given wrong rows (mlx#4253 and,
+    seen on an H200 with 0.32.4, for quantised weights too), and rows are made by a reshape because
+    an inserted axis is what it stumbled over.
+
     Where activations and scales differ in type MLX would convert the scales of the whole bank, so
     then only the experts in use are taken out first.
     """
@@ -107,12 +111,11 @@ def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertW
             for name, array in parts.items()
         }
         index = mx.array(inverse.astype(np.uint32))
-    rows = x[mx.array(tokens)][:, None, :]  # [P, 1, hidden]
+    rows = x[mx.array(tokens)].reshape(len(tokens), 1, -1)  # [P, 1, hidden]
 
     def product(values: mx.array, projection: str) -> mx.array:
         weight = parts[f"{projection}.weight"]
         if weights.quantization is None:
-            # sorted_indices would be true, but with it mlx 0.32.4 gives wrong products on CUDA.
             return mx.gather_mm(values, weight.swapaxes(-1, -2), rhs_indices=index)
         return mx.gather_qmm(
             values,
@@ -123,7 +126,6 @@ def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertW
             transpose=True,
             group_size=weights.quantization.group_size,
             bits=weights.quantization.bits,
-            sorted_indices=True,
         )
 
     hidden = silu(product(rows, "gate_proj")) * product(rows, "up_proj")
