@@ -12,8 +12,16 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+# From random weights in the published layout to text: packed to 4 bits, then streamed from disk.
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py
+	rm -rf out/demo
+	mkdir -p out
+	$(BIN)/flashmoe-lab synth data/tiny.json out/demo/published --bits none
+	$(BIN)/flashmoe-lab pack out/demo/published out/demo/packed --bits 4
+	$(BIN)/flashmoe-lab inspect out/demo/packed
+	@echo; echo "The weights are random, so the text is noise; what runs is the whole engine:"; echo
+	$(BIN)/flashmoe-lab generate out/demo/packed --prompt "Once upon a time" --max-tokens 48 \
+		--bank-gb 0.008 --temperature 1 --top-k 40 --seed 1
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
@@ -28,7 +36,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/decode.py

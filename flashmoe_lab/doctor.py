@@ -29,6 +29,7 @@ from flashmoe_lab.version import __version__
 from flashmoe_lab.weights import activation_dtype
 
 _FILE_NBYTES = 4 << 20
+_TOKENS = 48
 _TOLERANCE = {mx.float32: 2e-5, mx.bfloat16: 3e-2, mx.float16: 5e-3}
 
 
@@ -87,7 +88,7 @@ def _checked(name: str, check: Callable[[], str]) -> Finding:
 
 def _experts(bits: int) -> str:
     rng, quantization = np.random.default_rng(bits), Quantization(bits=bits)
-    dtype, hidden, width, slots = activation_dtype(None), 128, 64, 3
+    dtype, hidden, width, slots = activation_dtype(None), 128, 64, 5
     inner, outer = (width, hidden), (hidden, width)
     shapes = {"gate_proj": inner, "up_proj": inner, "down_proj": outer}
     components: dict[str, list[mx.array]] = {}
@@ -104,8 +105,10 @@ def _experts(bits: int) -> str:
             words = parts["weight"].data
             matrices[slot][name] = dequantize_reference(words, scales, biases, quantization)
     stacked = {name: mx.stack(arrays) for name, arrays in components.items()}
-    x = mx.array(rng.standard_normal((5, hidden)).astype(np.float32)).astype(dtype)
-    tokens, chosen = np.array([0, 3, 1, 4, 2]), np.array([0, 0, 1, 2, 2])
+    # As in a prompt: enough pairs for the backend's matrix path, some slots without any.
+    x = mx.array(rng.standard_normal((_TOKENS, hidden)).astype(np.float32)).astype(dtype)
+    tokens = rng.permutation(np.repeat(np.arange(_TOKENS), 2))
+    chosen = np.sort(rng.choice([0, 1, 4], 2 * _TOKENS))
     weights = kernels.ExpertWeights(components=stacked, quantization=quantization)
     out = np.array(kernels.expert_mlp(x, tokens, chosen, weights).astype(mx.float32))
     x64 = np.array(x.astype(mx.float32), np.float64)
