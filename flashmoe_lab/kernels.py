@@ -17,6 +17,7 @@ import numpy as np
 from flashmoe_lab.config import Quantization
 from flashmoe_lab.stages.activation import silu, silu64
 
+_SMALL_EXPERT_NBYTES = 1 << 20
 _DELTA_EVAL_STEPS = 64  # a longer lazy graph only costs memory
 
 
@@ -27,6 +28,11 @@ class ExpertWeights:
 
     components: Mapping[str, mx.array]
     quantization: Quantization | None
+
+    @property
+    def expert_nbytes(self) -> int:
+        """Bytes of one expert."""
+        return sum(array.nbytes // array.shape[0] for array in self.components.values())
 
 
 # The routed experts
@@ -45,13 +51,15 @@ def expert_mlp(
         x: [T, hidden].
         tokens, slots: int [P], sorted by slot: pair p is token tokens[p] through the expert in
             slots[p].
-        variant: one of EXPERT_MLP; by default `by_expert` on a CPU, `gather` on a GPU.
+        variant: one of EXPERT_MLP; by default `gather` on a GPU, and on a CPU too where experts are
+            so small that the number of operations costs more than copying them.
 
     Returns:
         [P, hidden] in x's type.
     """
     if variant is None:
-        variant = "by_expert" if mx.default_device() == mx.cpu else "gather"
+        copied = mx.default_device() == mx.cpu and weights.expert_nbytes > _SMALL_EXPERT_NBYTES
+        variant = "by_expert" if copied else "gather"
     return _choose(EXPERT_MLP, variant)(x, tokens, slots, weights)
 
 

@@ -73,6 +73,8 @@ SETTINGS = {
     "stacked": dict(form="stacked", chunk=64),
     "stacked, few slots": dict(form="stacked", capacity=K_SLOTS, split=3),
     "gather": dict(variant="gather", chunk=64),
+    "by expert": dict(variant="by_expert", chunk=64),
+    "by expert, few slots": dict(variant="by_expert", capacity=K_SLOTS, chunk=7),
     "gather, stacked, few slots": dict(variant="gather", form="stacked", capacity=QUARTER, chunk=7),
 }
 

@@ -109,8 +109,11 @@ def test_result_has_the_type_of_x(rng, variant, form, dtype):
     assert expert_mlp(x, one, one, make_weights(rng, *form), variant).dtype == dtype
 
 
-def test_default_variant_is_that_of_the_device(rng, monkeypatch):
-    default = "by_expert" if mx.default_device() == mx.cpu else "gather"
+@pytest.mark.parametrize("largest_small_nbytes", [0, 1 << 30])
+def test_default_variant(rng, monkeypatch, largest_small_nbytes):
+    monkeypatch.setattr("flashmoe_lab.kernels._SMALL_EXPERT_NBYTES", largest_small_nbytes)
+    large_on_cpu = mx.default_device() == mx.cpu and largest_small_nbytes == 0
+    default = "by_expert" if large_on_cpu else "gather"
     monkeypatch.setitem(EXPERT_MLP, default, lambda *arguments: "chosen")
     weights = make_weights(rng, None, mx.float32)
     assert expert_mlp(mx.ones((1, HIDDEN)), np.array([0]), np.array([0]), weights) == "chosen"
