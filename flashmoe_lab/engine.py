@@ -28,6 +28,7 @@ from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
 from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.tokenizer import Tokenizer
+from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.weights import Weights, activation_dtype
 
 
@@ -274,7 +275,7 @@ class Engine:
         parts = [
             f"prefill {prefill.tokens} tokens at {prefill.tokens_per_second:.2f} tok/s",
             f"decode {decode.tokens} at {decode.tokens_per_second:.2f} tok/s",
-            f"read {_size(decode.read_nbytes_per_token)} per token",
+            f"read {format_nbytes(decode.read_nbytes_per_token)} per token",
             f"bank hits {decode.hit_rate:.1%}",
             f"K={k}" + (f" [lossy: {', '.join(lossy)}]" if lossy else f" ({own})"),
             f"experts {self.checkpoint.label}",
@@ -285,9 +286,9 @@ class Engine:
 
     def _bank_words(self) -> str:
         if not self.bank.keeps:
-            return f"bank 0 (nothing kept; {_size(self.bank.nbytes)} workspace)"
+            return f"bank 0 (nothing kept; {format_nbytes(self.bank.nbytes)} workspace)"
         how = "resident, all experts" if self.settings.resident else self.bank.policy_name
-        return f"bank {_size(self.bank.nbytes)} ({self.bank.slots} slots, {how})"
+        return f"bank {format_nbytes(self.bank.nbytes)} ({self.bank.slots} slots, {how})"
 
     def _repr_html_(self) -> str:
         config = self.config
@@ -297,8 +298,9 @@ class Engine:
             + ", ".join(f"{config.layers_of(kind)} {kind}" for kind in set(config.layer_types)),
             "experts": f"{config.num_experts} a layer, {self.num_experts_per_tok} a token, "
             f"{self.checkpoint.label}",
-            "in memory": f"{_size(self.resident_nbytes)} resident, {_size(self.bank.nbytes)} bank",
-            "on disk": f"{_size(self.checkpoint.expert_nbytes)} of experts",
+            "in memory": f"{format_nbytes(self.resident_nbytes)} resident, "
+            f"{format_nbytes(self.bank.nbytes)} bank",
+            "on disk": f"{format_nbytes(self.checkpoint.expert_nbytes)} of experts",
             "runs on": str(mx.default_device()),
         }
         return card(f"Engine ({config.model_type})", rows)
@@ -359,10 +361,3 @@ def _tokenizer(path: Path) -> Tokenizer | None:
         warnings.warn(f"{path}: no tokenizer.json; prompts must be token ids", stacklevel=4)
         return None
     return Tokenizer(path)
-
-
-def _size(nbytes: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.3g} {unit}"
-    return f"{nbytes:.0f} B"

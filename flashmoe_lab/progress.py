@@ -25,6 +25,7 @@ class ProgressLine:
         self._stream = stream or sys.stderr
         self._tty = self._stream.isatty()
         self._start = self._drawn = time.monotonic()
+        self._shown = False
 
     def __call__(self, nbytes: int) -> None:
         """Add bytes done."""
@@ -50,11 +51,13 @@ class ProgressLine:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._draw("\n")
+        if exception[0] is None or self._shown:  # an error before the first line needs none
+            self._draw("\n")
 
     def _draw(self, end: str) -> None:
         if self.quiet:
             return
+        self._shown = True
         clear = "\r\x1b[K" if self._tty else ""
         self._stream.write(clear + self.text() + ("" if end == "\r" else "\n"))
         self._stream.flush()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,75 @@ def test_as_a_real_command(tiny: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "prefill 5 tokens" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A packed copy of the golden model, to be damaged."""
+    packed = tmp_path / "packed"
+    assert main(["pack", str(GOLDEN / "mlx4"), str(packed), "--quiet"]) == 0
+    capsys.readouterr()
+    return packed
+
+
+def _truncate(packed: Path) -> str:
+    file = packed / "experts" / "layer_01.safetensors"
+    with file.open("r+b") as stream:
+        stream.truncate(16384 * (1 + 3) + 5000)
+    return "layer_01.safetensors: layer 1: cut off: 70536 of 147520 bytes; expert 3 is the first"
+
+
+def _remove(packed: Path) -> str:
+    (packed / "experts" / "layer_03.safetensors").unlink()
+    return "layer_03.safetensors: layer 3: the file is missing"
+
+
+def _lie(packed: Path) -> str:
+    file = packed / "experts" / "layer_02.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"shape":[8,16384]', b'"shape":[9,16384]', 1))
+    return "layer_02.safetensors: layer 2: its header is not the one that packed.json implies"
+
+
+def _lie_about_resident(packed: Path) -> str:
+    file = packed / "resident.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(b"\xff" * 8 + content[8:])
+    return "resident.safetensors: not a safetensors file, or cut off"
+
+
+def _other_architecture(packed: Path) -> str:
+    file = packed / "config.json"
+    file.write_text(file.read_text().replace('"qwen3_5_moe', '"llama5'))
+    return "config.json: model_type is 'llama5_text'; supported are qwen3_5_moe"
+
+
+@pytest.mark.parametrize(
+    "damage", [_truncate, _remove, _lie, _lie_about_resident, _other_architecture]
+)
+def test_damage_is_named_in_one_line(
+    damaged: Path, damage: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = damage(damaged)
+    for command in (["verify"], ["inspect"], ["generate", "--prompt-ids", "1"]):
+        assert main([command[0], str(damaged), *command[1:]]) == 2
+        assert words in _error(capsys)
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(small)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "flashmoe_lab", "pack", str(GOLDEN / "hf"), str(small / "p")],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "no room on the disk: " in done.stderr
+        assert not (small / "p" / "packed.json").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

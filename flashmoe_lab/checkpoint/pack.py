@@ -29,6 +29,7 @@ from flashmoe_lab.checkpoint.resident_file import ResidentTensor, split_files, w
 from flashmoe_lab.checkpoint.source import CheckpointSource, Parts
 from flashmoe_lab.checkpoint.tensor_file import Tensor
 from flashmoe_lab.config import Quantization, is_gate, is_matrix, read_json, stored_parts
+from flashmoe_lab.units import format_nbytes
 
 _SLICE_NBYTES = 64 << 20  # a resident tensor is read this much at a time
 
@@ -292,8 +293,8 @@ def _check_space(plan: PackPlan) -> None:
     free = shutil.disk_usage(plan.destination).free
     if needed > free:
         raise OSError(
-            f"{plan.destination}: no room: {needed / 1e9:.2f} GB more are needed, "
-            f"{free / 1e9:.2f} GB are free"
+            f"{plan.destination}: no room on the disk: {format_nbytes(needed)} more are needed, "
+            f"{format_nbytes(free)} are free"
         )
 
 

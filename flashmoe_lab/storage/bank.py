@@ -16,6 +16,7 @@ import mlx.core as mx
 from flashmoe_lab.checkpoint.layer_file import BlockLayout, LayerFile
 from flashmoe_lab.storage.policy import CachePolicy, make_policy
 from flashmoe_lab.storage.slot_pool import SlotPool
+from flashmoe_lab.units import format_nbytes
 
 Key = tuple[int, int]  # (layer, expert)
 _MAX_BUSY = 256  # announced products before the bank waits for them of its own accord
@@ -222,8 +223,8 @@ def _check_memory(nbytes: int) -> None:
     available = available_memory_nbytes()
     if available is not None and nbytes > available:
         raise MemoryError(
-            f"the bank wants {nbytes / 1e9:.2f} GB, {available / 1e9:.2f} GB of memory are free; "
-            "give a smaller bank_gb"
+            f"the bank wants {format_nbytes(nbytes)}, {format_nbytes(available)} of memory are "
+            "free; give a smaller bank_gb"
         )
 
 
