@@ -13,8 +13,9 @@ A pool knows slots, not experts: which expert lies in which slot is the bank's b
 import mlx.core as mx
 import numpy as np
 
-from flashmoe_lab.checkpoint.layer_file import BLOCK_ALIGN, BlockLayout
+from flashmoe_lab.checkpoint.layer_file import BlockLayout
 
+_PAGE = 4096  # what direct reads ask of an address
 _TYPES = {
     "F32": (mx.uint32, mx.float32),
     "F16": (mx.uint16, mx.float16),
@@ -68,28 +69,24 @@ class SlotPool:
         return block
 
     def _allocate_block(self) -> None:
-        nbytes = self.layout.block_nbytes
-        # One row more than slots: the first block begins where a page does. Two dimensions, because
-        # MLX counts a dimension in 32 bits.
-        memory = mx.zeros((self.slots + 1, nbytes // 4), dtype=mx.uint32)
+        # A row is a block and a page more, so that the block can begin where a page does. Views are
+        # made of slices, never of the flattened memory: MLX counts elements of an axis in 32 bits.
+        nbytes, row = self.layout.block_nbytes, self.layout.block_nbytes + _PAGE
+        memory = mx.zeros((self.slots, row // 4), dtype=mx.uint32)
         mx.eval(memory)
         raw = _host_bytes(memory)
-        shift = -raw.ctypes.data % BLOCK_ALIGN
+        shift = -raw.ctypes.data % _PAGE
         if shift % 4:
             raise MemoryError("MLX gave memory that is not aligned to 4 bytes")
         self._memory = [memory]
-        self._views = [raw[shift : shift + self.nbytes].reshape(self.slots, nbytes)]
+        self._views = [raw.reshape(self.slots, row)[:, shift : shift + nbytes]]
         for component in self.layout.components:
             item = 4 if component.dtype in ("U32", "F32") else 2
-            strides = [nbytes // item]
-            for axis in range(len(component.shape)):
-                strides.append(int(np.prod(component.shape[axis + 1 :], dtype=np.int64)))
-            self.components[component.name] = mx.as_strided(
-                memory.view(_TYPES[component.dtype][1]),
-                (self.slots, *component.shape),
-                strides,
-                (shift + component.offset) // item,
-            )
+            start = (shift + component.offset) // item
+            columns = memory.view(_TYPES[component.dtype][1])[
+                :, start : start + component.nbytes // item
+            ]
+            self.components[component.name] = columns.reshape(self.slots, *component.shape)
 
     def _allocate_stacked(self) -> None:
         for component in self.layout.components:

@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flashmoe_lab import Quantization
-from flashmoe_lab.checkpoint.layer_file import BLOCK_ALIGN, BlockLayout
+from flashmoe_lab import ModelConfig, Quantization, geometries
+from flashmoe_lab.checkpoint.layer_file import BlockLayout
+from flashmoe_lab.storage.bank import available_memory_nbytes
 from flashmoe_lab.storage.reader import BlockRead
 from flashmoe_lab.storage.slot_pool import SlotPool
 from flashmoe_lab.storage.ways import PreadReader
@@ -126,7 +127,20 @@ def test_blocks_begin_on_pages(layout):
     pool = SlotPool(layout, 3, "block")
     for slot in range(3):
         (buffer,) = pool.buffers(slot)
-        assert np.frombuffer(buffer, np.uint8).ctypes.data % BLOCK_ALIGN == 0
+        assert np.frombuffer(buffer, np.uint8).ctypes.data % 4096 == 0
+
+
+def test_more_elements_than_32_bits_count():
+    if (available_memory_nbytes() or 0) < 7e9:
+        pytest.skip("needs 7 GB of free memory")
+    config = ModelConfig.from_dict(geometries()["397b"])
+    layout = BlockLayout.of(config, Quantization(bits=4), "BF16")
+    slots = 2**32 // layout.block_nbytes + 2  # more than 2**31 values of 16 bits
+    pool = SlotPool(layout, slots, "block")
+    scales = next(c for c in layout.components if c.name == "down_proj.scales")
+    (buffer,) = pool.buffers(slots - 1)
+    buffer[scales.offset : scales.offset + 2] = b"\x80\x3f"  # 1.0
+    assert pool.components["down_proj.scales"][slots - 1, 0, 0].item() == 1.0
 
 
 @pytest.mark.parametrize(
