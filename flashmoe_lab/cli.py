@@ -1,11 +1,12 @@
 """The command line: `flashmoe-lab COMMAND`. Every command is a thin cover over the package.
 
 Text goes to standard output, progress and summaries to standard error. What cannot be done ends
-with one line and exit code 2; an interrupt with 130.
+with one line and exit code 2; an interrupt with 130, a closed pipe with 141.
 """
 
 import argparse
 import json
+import os
 import resource
 import sys
 import warnings
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("default")
             warnings.showwarning = _show_warning
             return options.run(options)
+    except BrokenPipeError:  # as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except EXPECTED_ERRORS as error:
         print(f"flashmoe-lab: error: {_one_line(error)}", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +298,7 @@ class ModelConfig:
 
 def check_num_experts_per_tok(value: int, num_experts: int) -> int:
     """Return K if it is allowed, else raise ValueError with the range."""
-    if not 1 <= value <= num_experts:
+    if not isinstance(value, Integral) or not 1 <= value <= num_experts:
         raise ValueError(
             f"num_experts_per_tok is {value}; it must be between 1 and {num_experts}, "
             "the number of experts in a layer"

@@ -5,6 +5,7 @@ exact by default (the model's own K, full prefill, no expert skipped), and every
 argument that the run's summary names.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
@@ -153,13 +154,21 @@ class Engine:
             prefill_chunk=prefill_chunk,
         )
         request.check(self.model, generates=False)
-        return self._thread.call(lambda: self._logits(request))
+        left = threading.Event()  # by an interrupt: the engine is then free for the next call
+        try:
+            return self._thread.call(
+                lambda: self._logits(request, lambda: left.is_set() or self._thread.closing)
+            )
+        except BaseException:
+            left.set()
+            raise
 
-    def _logits(self, request: GenerationRequest) -> np.ndarray:
+    def _logits(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> np.ndarray:
         state, parts = self.model.empty_state(), list[np.ndarray]()
         for start in range(0, len(request.prompt), request.prefill_chunk):
             chunk = request.prompt[start : start + request.prefill_chunk]
-            parts.append(np.array(self.model(chunk, state, request.num_experts_per_tok)))
+            k = request.num_experts_per_tok
+            parts.append(np.array(self.model(chunk, state, k, cancelled=cancelled)))
             state.evaluate()
         return np.concatenate(parts)
 
@@ -199,6 +208,7 @@ class Engine:
             check_num_experts_per_tok(num_experts_per_tok, self.config.num_experts)
 
         def work(run: Run) -> None:
+            run.intercepted += self.model.intercepted
             try:
                 for response in generate_tokens(
                     self.model,
@@ -207,7 +217,7 @@ class Engine:
                     request,
                     run.stats,
                     progress,
-                    lambda: run.stopped,
+                    lambda: run.stopped or self._thread.closing,
                 ):
                     run.put(response)
                 if run.stats.prefill.tokens < len(request.prompt):
@@ -215,9 +225,10 @@ class Engine:
             except BaseException as error:
                 run.put(error)
             finally:
+                run.intercepted += self.model.intercepted
                 run.end()
 
-        return Run(lambda run: self._thread.submit(lambda: work(run)) and None)
+        return Run(lambda run: self._thread.submit(lambda: work(run)) and None, num_experts_per_tok)
 
     def generate(
         self, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any
@@ -228,7 +239,7 @@ class Engine:
             text=run.text,
             tokens=run.tokens,
             finish_reason=run.finish_reason,
-            summary=self.summary(run, options.get("num_experts_per_tok")),
+            summary=self.summary(run),
         )
 
     def step(
@@ -259,16 +270,17 @@ class Engine:
         nothing does."""
         k, own = num_experts_per_tok or self.num_experts_per_tok, self.config.num_experts_per_tok
         found = [f"K={k} of the model's {own}"] if k < own else []
-        if self.model.dtype != mx.float32 and self.model.dtype != mx.bfloat16:
+        if self.model.dtype not in (mx.float32, activation_dtype(None)):
             found.append(f"activations {self.model.dtype}")
         return found
 
-    def summary(self, run: Run, num_experts_per_tok: int | None = None) -> str:
+    def summary(self, run: Run) -> str:
         """One honest line: speed, bytes, hits, and under what conditions."""
         prefill, decode = run.stats.prefill, run.stats.decode
         settings = self.settings
-        k = num_experts_per_tok or self.num_experts_per_tok
-        lossy = self.lossy(num_experts_per_tok)
+        k = run.num_experts_per_tok or self.num_experts_per_tok
+        lossy = self.lossy(run.num_experts_per_tok)
+        lossy += [f"intercepted {pattern}" for pattern in dict.fromkeys(run.intercepted)]
         own = "the model's own"
         if k != self.config.num_experts_per_tok:
             own += f" is {self.config.num_experts_per_tok}"
@@ -308,7 +320,7 @@ class Engine:
     # Ending
 
     def close(self) -> None:
-        """Finish what is queued and free threads and files."""
+        """Stop what is under way and free threads and files."""
         self._thread.close()
         self.reader.close()
 

@@ -2,9 +2,10 @@
 
 MLX streams belong to a thread: a lazy graph made in one fails in another. So a run's whole work
 happens here, and what leaves is evaluated or plain. The thread is a daemon and ends when its owner
-is collected.
+is collected, or when the interpreter does: MLX aborts the process if it is still at work then.
 """
 
+import atexit
 import threading
 import weakref
 from collections.abc import Callable
@@ -26,6 +27,14 @@ class EngineThread:
         )
         self._thread.start()
         self._end = weakref.finalize(self, self._queue.put, None)
+        self._end.atexit = False
+        self._closing = threading.Event()
+        _open.add(self)
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is to end; long work looks here now and then."""
+        return self._closing.is_set()
 
     def submit(self, fn: Callable[[], T]) -> "Future[T]":
         """Queue `fn`; RuntimeError once the thread was closed."""
@@ -44,10 +53,21 @@ class EngineThread:
         return self.submit(fn).result()
 
     def close(self) -> None:
-        """Finish what is queued and end the thread."""
-        self._end()
+        """Go through what is queued, with `closing` set, and end the thread."""
+        self._closing.set()
+        if self._end.detach():  # a finalizer is deaf to calls once the interpreter exits
+            self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+
+_open: weakref.WeakSet[EngineThread] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for thread in list(_open):
+        thread.close()
 
 
 def _work(queue: "SimpleQueue[_Work | None]") -> None:

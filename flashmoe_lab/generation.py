@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from flashmoe_lab.model import Model, check_ids
+from flashmoe_lab.model import Cancelled, Model, check_ids
 from flashmoe_lab.sampling import Sampler, Sampling
 from flashmoe_lab.state import SequenceState
 from flashmoe_lab.storage.bank import BankCounts, ExpertBank
@@ -159,16 +159,18 @@ def prefill(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> np.ndarray | None:
     """Read tokens into the state and return the last one's logits float32 [vocab]; None if
-    cancelled between chunks.
+    cancelled, which may be in the midst of a chunk: the state is then of no more use.
 
     Args:
         progress: told (tokens read, tokens in all) after each chunk.
     """
     logits = None
     for start in range(0, len(tokens), chunk):
-        if cancelled():
+        part = tokens[start : start + chunk]
+        try:
+            logits = model(part, state, num_experts_per_tok, last_only=True, cancelled=cancelled)
+        except Cancelled:
             return None
-        logits = model(tokens[start : start + chunk], state, num_experts_per_tok, last_only=True)
         state.evaluate()
         if progress is not None:
             progress(min(start + chunk, len(tokens)), len(tokens))
@@ -186,8 +188,8 @@ def generate_tokens(
 ) -> Iterator[GenerationResponse]:
     """Generate one response after another; `stats` grows along.
 
-    `cancelled` is asked before every token (and prefill chunk); the response in hand then is the
-    last.
+    `cancelled` is asked before every token, and in the prompt between stages; the response in hand
+    then is the last.
     """
     request.check(model)
     state, k = model.empty_state(), request.num_experts_per_tok

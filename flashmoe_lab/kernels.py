@@ -58,8 +58,12 @@ def expert_mlp(
         [P, hidden] in x's type.
     """
     if variant is None:
-        copied = mx.default_device() == mx.cpu and weights.expert_nbytes > _SMALL_EXPERT_NBYTES
-        variant = "by_expert" if copied else "gather"
+        variant = "gather"
+        if mx.default_device() == mx.cpu:
+            # MLX's gather_mm on a CPU is of float32 only.
+            gathers = weights.quantization is not None or x.dtype == mx.float32
+            if not gathers or weights.expert_nbytes > _SMALL_EXPERT_NBYTES:
+                variant = "by_expert"
     return _choose(EXPERT_MLP, variant)(x, tokens, slots, weights)
 
 

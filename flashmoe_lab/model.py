@@ -34,6 +34,10 @@ from flashmoe_lab.weights import Weights
 Hook = Callable[[Any, str], Any]
 
 
+class Cancelled(RuntimeError):
+    """A pass through the model was left on request; its state is to be thrown away."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
     """What one stage gave: `path` is like "layers.3.router"."""
@@ -77,12 +81,19 @@ class Model:
         state: SequenceState,
         num_experts_per_tok: int | None = None,
         last_only: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> mx.array:
         """Logits float32 [T, vocab] of T further tokens ([1, vocab] with `last_only`); `state`
-        moves on."""
+        moves on.
+
+        Raises:
+            Cancelled: `cancelled`, which is asked between stages, said so.
+        """
         steps = self.steps(tokens, state, num_experts_per_tok, last_only)
         hooks, answer = self._hooks, None
         while True:
+            if cancelled():
+                raise Cancelled("the run was stopped")
             try:
                 path, answer = steps.send(answer)
             except StopIteration as stop:
@@ -175,6 +186,11 @@ class Model:
             self._match()
 
     @property
+    def intercepted(self) -> list[str]:
+        """The patterns that are intercepted now."""
+        return [pattern for pattern, _ in self._interventions]
+
+    @property
     def check(self) -> Hook | None:
         """A hook that sees every stage's result last, after interventions; None for none."""
         return self._check
@@ -186,12 +202,13 @@ class Model:
 
     def _match(self) -> None:
         """Hooks by path, so that a stage that nobody touches costs one look-up in a dictionary."""
-        self._hooks = {}
+        hooks: dict[str, list[Hook]] = {}
         last = [("*", self._check)] if self._check else []
         for pattern, fn in self._interventions + last:
             for path in self.paths():
                 if fnmatchcase(path, pattern):
-                    self._hooks.setdefault(path, []).append(fn)
+                    hooks.setdefault(path, []).append(fn)
+        self._hooks = hooks  # at once: a run in another thread must never see half of them
 
     def _hooked(self, path: str, result: Any) -> Any:
         for fn in self._hooks.get(path, ()):

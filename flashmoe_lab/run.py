@@ -25,9 +25,13 @@ class Run:
         text: the text so far.
         tokens: the generated ids so far.
         finish_reason: why it ended, or None.
+        num_experts_per_tok: K; None is the engine's.
+        intercepted: patterns of stages whose results were intercepted meanwhile.
     """
 
-    def __init__(self, start: Work) -> None:
+    def __init__(self, start: Work, num_experts_per_tok: int | None = None) -> None:
+        self.num_experts_per_tok = num_experts_per_tok
+        self.intercepted: list[str] = []
         self.stats = RunStats()
         self.text = ""
         self.tokens: list[int] = []
@@ -42,7 +46,7 @@ class Run:
     # The consumer's side
 
     def stop(self) -> None:
-        """Ask the generation to end; it does within one token."""
+        """Ask the generation to end; it does within one token, or within one layer of a prompt."""
         self._stopped.set()
 
     @property

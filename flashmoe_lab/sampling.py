@@ -49,6 +49,8 @@ class Sampling:
                 raise ValueError(f"{name} is {value}; it must be a whole number")
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
         if self.top_p == 0:
             raise ValueError("top_p is 0; it must be above 0")
 

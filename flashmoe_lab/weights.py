@@ -38,6 +38,7 @@ class Weights:
         for file in checkpoint.manifest.resident_files:
             loaded: dict[str, mx.array] = mx.load(str(checkpoint.path / file))  # pyright: ignore
             self.arrays.update(loaded)
+            del loaded  # would keep what is converted below
         for name, array in self.arrays.items():
             base = name.removesuffix(".weight")
             quantized = base in checkpoint.manifest.resident_quantization

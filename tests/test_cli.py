@@ -169,6 +169,17 @@ def test_interrupt_during_generation(
     assert "decode" in capsys.readouterr().err
 
 
+def test_closed_pipe(tiny: Path) -> None:
+    command = f"{sys.executable} -m flashmoe_lab generate {tiny} --prompt a --max-tokens 300"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_as_a_real_command(tiny: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flashmoe_lab", "generate", str(tiny), "--prompt", "-"],

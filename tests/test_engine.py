@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from itertools import groupby
 
@@ -190,10 +192,23 @@ def test_summary_names_the_conditions(packed, open_engine):
     assert "slots, lru)" in some
 
 
-def test_float16_is_named(packed, open_engine):
-    assert open_engine(packed("golden/mlx4"), dtype="float16").lossy() == [
-        "activations mlx.core.float16"
-    ]
+@pytest.mark.parametrize(
+    "dtype", ["float16", pytest.param("bfloat16", marks=on_cpu)]
+)  # bfloat16 is a GPU's own
+@pytest.mark.parametrize("name", ["golden/hf", "golden/mlx4"])
+def test_lossy_activations_work_and_are_named(packed, open_engine, name, dtype):
+    engine = open_engine(packed(name), dtype=dtype)
+    assert engine.lossy() == [f"activations mlx.core.{dtype}"]
+    assert len(engine.generate(IDS, 3).tokens) == 3
+
+
+def test_summary_is_of_the_run(engine):
+    run = engine.stream_generate(IDS, 3, num_experts_per_tok=2).wait()
+    assert "K=2 [lossy: K=2 of the model's 3]" in engine.summary(run)
+    with engine.intercept("layers.*.router", fl.ban([1])):
+        run = engine.stream_generate(IDS, 3).wait()
+    assert "K=3 [lossy: intercepted layers.*.router]" in engine.summary(run)
+    assert "lossy" not in engine.generate(IDS, 3).summary
 
 
 def test_card(engine):
@@ -315,6 +330,37 @@ def test_stop_while_the_prompt_is_read(engine):
     run.wait()
     assert (run.tokens, run.stats.prefill.tokens) == ([], 1)
     assert run.finish_reason == "cancelled"
+
+
+def test_stop_within_a_chunk(engine):
+    run, paths = engine.stream_generate(IDS, 5), []
+
+    def stop(result, path):
+        paths.append(path)
+        run.stop()
+
+    with engine.intercept("layers.*.router", stop):
+        run.wait()
+    assert paths == ["layers.0.router"]
+    assert (run.tokens, run.finish_reason) == ([], "cancelled")
+    assert len(tokens_of(engine)) == 5
+
+
+def test_interrupted_logits_free_the_engine(engine):
+    paths, left = [], threading.Event()
+
+    def interrupt(result, path):
+        paths.append(path)
+        if len(paths) == 1:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            left.wait(30)
+
+    with engine.intercept("layers.*.router", interrupt):
+        with pytest.raises(KeyboardInterrupt):
+            engine.logits(IDS)
+        left.set()
+        engine._thread.call(lambda: None)
+    assert paths == ["layers.0.router"]
 
 
 def test_error_in_a_hook_reaches_the_consumer(engine):
@@ -570,6 +616,31 @@ def test_closed_engine_refuses(packed, open_engine):
     for ask in (run.wait, lambda: engine.logits(IDS), lambda: engine.generate(IDS)):
         with pytest.raises(RuntimeError, match="the engine was closed"):
             ask()
+
+
+def test_closing_stops_what_is_under_way(packed, open_engine):
+    engine = open_engine(packed("golden/hf"))
+    run = engine.stream_generate(IDS, 900)
+    steps = iter(run)
+    next(steps)
+    engine.close()
+    assert len(list(steps)) < 800 and run.finish_reason == "cancelled"
+
+
+def test_exit_under_a_run(packed):
+    program = (
+        "import sys, flashmoe_lab as fl\n"
+        "engine = fl.load(sys.argv[1])\n"
+        "next(steps := iter(engine.stream_generate([5, 6, 7], 900)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, packed("golden/hf")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def left_over():

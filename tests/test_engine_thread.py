@@ -64,6 +64,14 @@ def test_close_finishes_what_is_queued():
     thread.close()  # a second time does nothing
 
 
+def test_close_tells_what_is_under_way():
+    thread = EngineThread()
+    ended = thread.submit(lambda: thread._closing.wait(30) and thread.closing)
+    assert not thread.closing
+    thread.close()
+    assert ended.result(0) is True
+
+
 def test_closed_thread_refuses():
     thread = EngineThread()
     thread.close()

@@ -1,12 +1,13 @@
 """The whole model: its order, what an intercept sees and changes, and what it costs nobody."""
 
 from dataclasses import replace
+from threading import Thread
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from flashmoe_lab import Routing, ban
+from flashmoe_lab import Routing, ban, kernels
 from flashmoe_lab.model import Model
 from flashmoe_lab.stages.expert_fetch import Fetched
 
@@ -103,6 +104,33 @@ def test_stages_by_hand(model):
         expected = seen[f"layers.{layer.index}.experts"]
         np.testing.assert_array_equal(np.array(y), np.array(expected))
     np.testing.assert_array_equal(np.array(model.lm_head(model.norm(x))), logits(model))
+
+
+def test_another_thread_takes_no_slot_under_a_product(packed, make_model, monkeypatch):
+    """As where a stage is called by hand in a loop over a run, whose thread is at work."""
+    model = make_model(packed("golden/hf"), capacity=0)
+    one, other, expert_mlp = model.layers[0], model.layers[1], kernels.expert_mlp
+    x = mx.ones((1, model.config.hidden_size))
+    routing = one.router(x)
+    expected = np.array(one.experts(x, routing, one.fetch(routing)))
+    thread = Thread(target=lambda: other.fetch(other.router(mx.ones(x.shape))))
+    blocked = []
+
+    def meanwhile(*arguments):
+        if not blocked:
+            thread.start()
+            thread.join(0.3)
+            blocked.append(thread.is_alive())
+        return expert_mlp(*arguments)
+
+    fetched = one.fetch(routing)
+    monkeypatch.setattr(kernels, "expert_mlp", meanwhile)
+    np.testing.assert_array_equal(np.array(one.experts(x, routing, fetched)), expected)
+    thread.join(30)
+    assert blocked == [True]
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="fetch them again"):
+        one.experts(x, routing, fetched)
 
 
 def test_layer_is_its_reference(model, rng):

@@ -166,6 +166,7 @@ def test_nan_is_refused():
         ("min_p", 1.1),
         ("repetition_penalty", 0),
         ("repetition_context", -1),
+        ("seed", -1),
     ],
 )
 def test_out_of_range(name, value):

@@ -93,7 +93,7 @@ class PackPlan:
             ValueError: a matrix cannot be quantised as asked, or is already quantised to other
                 bits.
         """
-        config, directory = source.config, Path(destination)
+        config, directory = source.config, Path(destination).expanduser()
         layouts = tuple(
             _expert_layout(source, layer, settings.experts)
             for layer in range(config.num_hidden_layers)

@@ -114,7 +114,7 @@ class PackedCheckpoint:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.manifest = Manifest.read(self.path)
         self.config = ModelConfig.read(self.path)
         self.layers = layer_files(self.path, self.config, self.manifest.layers)

@@ -66,7 +66,9 @@ class Source:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
+        if (self.path / "packed.json").exists() and (self.path / "experts").is_dir():
+            raise ValueError(f"{self.path}: is packed already; give the published checkpoint")
         self.config = ModelConfig.read(self.path)
         self.refs, self.skipped = _collect(self.path)
         self._settings = _quantization_settings(read_json(self.path / "config.json"))

@@ -71,7 +71,7 @@ class GatedDeltaNet:
         """Causal depthwise convolution and silu, [T, C] -> [T, C]."""
         taps, tokens = self.conv1d.shape[0], qkv.shape[0]
         padded = mx.concatenate([state.conv.astype(qkv.dtype), qkv])
-        state.conv = padded[-(taps - 1) :]
+        state.conv = mx.contiguous(padded[-(taps - 1) :])  # a view would keep all of `padded`
         total = padded[:tokens] * self.conv1d[0]
         for tap in range(1, taps):
             total = total + padded[tap : tap + tokens] * self.conv1d[tap]

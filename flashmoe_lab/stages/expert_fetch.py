@@ -115,6 +115,10 @@ class ExpertFetch:
 
     def bring(self, experts: list[int], fetched: Fetched) -> Placement:
         """Place experts in the bank, read those that were not there, and note it in `fetched`."""
+        with self.bank.lock:
+            return self._bring(experts, fetched)
+
+    def _bring(self, experts: list[int], fetched: Fetched) -> Placement:
         placement = self.bank.place(self.file.layer, experts)
         pool = self.bank.pool(self.file.layer)
         reads = [

@@ -47,12 +47,13 @@ class Experts:
             raise ValueError(f"layer {self.layer}: these experts were fetched for another routing")
         outs: list[mx.array] = []
         order: list[np.ndarray] = []
-        for placement in fetched.waves():
-            pairs, slots = _pairs(experts, placement.slots)
-            out = kernels.expert_mlp(x, pairs // k, slots, self.weights, self.variant)
-            self.bank.in_use(out)
-            outs.append(out)
-            order.append(pairs)
+        with self.bank.lock:  # from the check that the slots are still theirs to the submission
+            for placement in fetched.waves():
+                pairs, slots = _pairs(experts, placement.slots)
+                out = kernels.expert_mlp(x, pairs // k, slots, self.weights, self.variant)
+                self.bank.in_use(out)
+                outs.append(out)
+                order.append(pairs)
         together = outs[0] if len(outs) == 1 else mx.concatenate(outs)
         inverse = np.argsort(np.concatenate(order))
         by_rank = together[mx.array(inverse)].reshape(*fetched.experts.shape, x.shape[-1])

@@ -5,9 +5,13 @@ that the bank names) and computes nothing. Slots are shared by all layers whose 
 layout, so a small bank is as useful to one layer as to sixty. With no capacity at all it keeps
 nothing between requests: every expert is read each time, and the operating system's page cache is
 the only cache.
+
+Threads: a run's and a caller's may share a bank. Whoever places and reads, or checks and computes,
+holds `lock` meanwhile.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +23,8 @@ from flashmoe_lab.storage.slot_pool import SlotPool
 from flashmoe_lab.units import format_nbytes
 
 Key = tuple[int, int]  # (layer, expert)
-_MAX_BUSY = 256  # announced products before the bank waits for them of its own accord
+# Announced products, and their bytes, before the bank waits for them of its own accord.
+_MAX_BUSY, _MAX_BUSY_NBYTES = 256, 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +107,9 @@ class ExpertBank:
         }
         self._shelves = list(shelves.values())
         self._shelf_of = {layer.layer: shelves[layer.layout] for layer in layers}
+        self.lock = threading.RLock()
         self._busy: list[mx.array] = []
+        self._busy_nbytes = 0
 
     @property
     def nbytes(self) -> int:
@@ -192,13 +199,16 @@ class ExpertBank:
         """
         mx.async_eval(product)
         self._busy.append(product)
-        if len(self._busy) > _MAX_BUSY:  # a bank that never misses must not keep them all
+        self._busy_nbytes += product.nbytes
+        # A bank that never misses must not keep them all.
+        if len(self._busy) > _MAX_BUSY or self._busy_nbytes > _MAX_BUSY_NBYTES:
             self._finish()
 
     def _finish(self) -> None:
         if self._busy:
             mx.eval(self._busy)
             self._busy.clear()
+            self._busy_nbytes = 0
 
 
 def _slots_by_layout(

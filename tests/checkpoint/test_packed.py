@@ -70,6 +70,16 @@ def test_whole_directory_opens(directory, data):
     assert sum(told) == checkpoint.resident_nbytes + checkpoint.expert_nbytes
 
 
+def test_tilde_is_the_home_directory(directory, monkeypatch):
+    monkeypatch.setenv("HOME", str(directory.parent))
+    assert PackedCheckpoint(f"~/{directory.name}").path == directory
+
+
+def test_packed_directory_is_no_source(directory):
+    with pytest.raises(ValueError, match="is packed already"):
+        Source(directory)
+
+
 def test_label_names_all_forms(make_source, tmp_path):
     path = make_source()
     plan = PackPlan.make(Source(path), tmp_path / "packed", PackSettings.of(None))

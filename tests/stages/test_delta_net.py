@@ -64,6 +64,18 @@ def test_against_reference(make, config, rng, sizes, tokens):
     np.testing.assert_allclose(run(stage, config, x)[0], stage.reference(x), rtol=0, atol=2e-5)
 
 
+def test_state_keeps_no_more_than_it_shows(make, config, rng):
+    """What is kept of a long prompt are its last inputs, not the buffer that they lie in."""
+    stage, tokens = make(config), 4000
+    x = mx.array(rng.normal(size=(tokens, 64)), mx.float32)
+    mx.eval(x)
+    before = mx.get_active_memory()
+    state = state_of(config)
+    mx.eval(stage(x, state), state.conv, state.recurrent)
+    kept = mx.get_active_memory() - before
+    assert kept < tokens * config.conv_dim * 4 / 2
+
+
 @on_cpu
 @pytest.mark.parametrize("chunk", [1, 3, 7, 64])
 def test_pieces_are_the_whole(make, config, rng, chunk):

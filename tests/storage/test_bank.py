@@ -217,6 +217,19 @@ def test_finished_products_are_let_go(make):
     assert sum(ref() is not None for ref in products) <= 500
 
 
+def test_large_products_are_let_go(make):
+    """The products of a long prompt are large: few are kept at once."""
+    bank = make(4)
+    bank.place(0, [0, 1])
+    products = []
+    for _ in range(40):
+        product = mx.ones(1 << 20) * 2
+        bank.in_use(product)
+        products.append(weakref.ref(product))
+        del product
+    assert sum(ref() is not None for ref in products) <= 5
+
+
 def test_product_of_another_thread(make):
     """Stages called in a cell run in the cell's thread, and the next run in the engine's."""
     bank, errors = make(2), []
