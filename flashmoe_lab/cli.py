@@ -229,6 +229,8 @@ def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _generate(options: argparse.Namespace) -> int:
+    if options.stats and not options.stats.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{options.stats}: there is no such directory for --stats")
     with load(
         options.model,
         bank_gb=options.bank_gb,

@@ -91,6 +91,7 @@ def test_control_characters_do_not_reach_the_terminal(
         (["--threads", "0"], "threads"),
         (["--top-p", "2"], "top_p is 2.0"),
         (["--max-tokens", "0"], "max_tokens is 0"),
+        (["--stats", "/nowhere/x.json"], "no such directory for --stats"),
         (["--max-tokens", "5000"], "the model was made for 4096"),
         (["--resident", "--bank-gb", "1"], "leave bank_gb out"),
     ],

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from itertools import groupby
 
 import mlx.core as mx
@@ -352,6 +353,7 @@ def test_interrupted_logits_free_the_engine(engine):
     def interrupt(result, path):
         paths.append(path)
         if len(paths) == 1:
+            time.sleep(0.2)  # until the main thread waits: a signal just before would not wake it
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             left.wait(30)
 
