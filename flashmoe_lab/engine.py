@@ -19,6 +19,7 @@ import numpy as np
 from flashmoe_lab.cards import card
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.config import ModelConfig, check_num_experts_per_tok
+from flashmoe_lab.demo import Bits, open_checkpoint
 from flashmoe_lab.engine_thread import EngineThread
 from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_tokens
 from flashmoe_lab.layer import Layer
@@ -335,14 +336,20 @@ class Engine:
             layer.fetch.preload()
 
 
-def load(path: str | Path, **settings: Any) -> Engine:
-    """Open a packed checkpoint; `settings` are the fields of `EngineSettings`.
+def load(path: str | Path, bits: Bits | None = None, **settings: Any) -> Engine:
+    """Open a packed checkpoint, or the bundled model by its name, "demo".
+
+    Args:
+        path: a directory made by `flashmoe-lab pack`, or "demo".
+        bits: for "demo" alone: what its experts are packed to, 2 to 8 or "none"; 4 without.
+        settings: the fields of `EngineSettings`.
 
     Raises:
         FileNotFoundError, ValueError: what is wrong, naming the file, layer and value.
         MemoryError: the bank does not fit.
     """
-    return Engine(PackedCheckpoint(path), EngineSettings(**settings))
+    opened_as = EngineSettings(**settings)
+    return Engine(open_checkpoint(path, bits), opened_as)
 
 
 def check_finite(result: Any, path: str) -> None:

@@ -8,8 +8,9 @@ from flashmoe_lab.checkpoint.pack import PackPlan, PackSettings, pack
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.checkpoint.source import Source
 from flashmoe_lab.checkpoint.synthetic import SyntheticSource, published_files, write_published
-from flashmoe_lab.cli.options import Commands, add_k, add_quiet, auto_or_bits, bits
+from flashmoe_lab.cli.options import Commands, add_k, add_model, add_quiet, auto_or_bits, bits
 from flashmoe_lab.config import Quantization, geometries, read_json
+from flashmoe_lab.demo import demo_directory, is_demo, open_checkpoint
 from flashmoe_lab.inspection import inspect
 from flashmoe_lab.progress import ProgressLine
 
@@ -21,7 +22,7 @@ def _add_inspect(commands: Commands) -> None:
         "inspect", help="show a model's geometry and what it costs, without loading weights"
     )
     names = ", ".join(geometries())
-    command.add_argument("path", help=f"a checkpoint, a config.json, or one of {names}")
+    command.add_argument("path", help=f"a checkpoint, a config.json, or one of demo, {names}")
     command.add_argument("--bits", type=int, default=4, help="plan for this many bits (default 4)")
     command.add_argument("--group-size", type=int, default=64)
     add_k(command)
@@ -30,7 +31,8 @@ def _add_inspect(commands: Commands) -> None:
 
 def _inspect(options: argparse.Namespace) -> int:
     quantization = Quantization(bits=options.bits, group_size=options.group_size)
-    print(inspect(options.path, quantization, options.num_experts_per_tok).text())
+    path = str(demo_directory()) if is_demo(options.path) else options.path
+    print(inspect(path, quantization, options.num_experts_per_tok).text())
     return 0
 
 
@@ -39,7 +41,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _add_pack(commands: Commands) -> None:
     command = commands.add_parser("pack", help="turn a published checkpoint into what runs")
-    command.add_argument("source", help="a directory with config.json and .safetensors files")
+    command.add_argument(
+        "source", help="a directory with config.json and .safetensors files, or demo"
+    )
     command.add_argument("destination")
     command.add_argument(
         "--bits",
@@ -59,7 +63,7 @@ def _add_pack(commands: Commands) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    source = Source(options.source)
+    source = Source(demo_directory() if is_demo(options.source) else options.source)
     plan = PackPlan.make(source, options.destination, _pack_settings(options, source))
     with ProgressLine("pack", plan.nbytes, options.quiet) as progress:
         pack(plan, progress, options.workers)
@@ -84,20 +88,22 @@ def _pack_settings(options: argparse.Namespace, source: Source) -> PackSettings:
 
 def _add_verify(commands: Commands) -> None:
     command = commands.add_parser("verify", help="read a packed checkpoint, check every checksum")
-    command.add_argument("path")
+    add_model(command)
     add_quiet(command)
     command.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    checkpoint = PackedCheckpoint(options.path)
+    checkpoint = open_checkpoint(options.model, options.bits, options.quiet)
     total = checkpoint.resident_nbytes + checkpoint.expert_nbytes
     with ProgressLine("verify", total, options.quiet) as progress:
         problems = list(checkpoint.verify(progress))
     for problem in problems:
         print(f"flashmoe-lab: error: {problem}", file=sys.stderr)
     if not problems:
-        print(f"{options.path}: every checksum is right", file=sys.stderr)
+        print(f"{options.model}: every checksum is right", file=sys.stderr)
+    elif is_demo(options.model):
+        print(f"remove {checkpoint.path} and it is packed anew", file=sys.stderr)
     return 2 if problems else 0
 
 

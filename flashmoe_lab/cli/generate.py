@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from flashmoe_lab.cli.options import Commands, add_k, ids
+from flashmoe_lab.cli.options import Commands, add_k, add_model, ids
 from flashmoe_lab.engine import load
 from flashmoe_lab.generation import PREFILL_CHUNK
 from flashmoe_lab.run import Run
@@ -23,7 +23,7 @@ for _kept in "\t\n":
 
 def _add_generate(commands: Commands) -> None:
     command = commands.add_parser("generate", help="generate text, with experts read from disk")
-    command.add_argument("model", help="a packed checkpoint")
+    add_model(command)
     prompt = command.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="text to go on from; - reads standard input")
     prompt.add_argument("--prompt-ids", type=ids, help="the same as token ids: 1,2,3")
@@ -53,6 +53,7 @@ def _generate(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{options.stats}: there is no such directory for --stats")
     with load(
         options.model,
+        options.bits,
         bank_gb=options.bank_gb,
         resident=options.resident,
         reader=options.reader,

@@ -4,8 +4,19 @@ import argparse
 from typing import TypeAlias
 
 from flashmoe_lab.config import Quantization
+from flashmoe_lab.demo import DEFAULT_BITS
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """The model that a command runs."""
+    command.add_argument("model", help="a packed checkpoint, or demo: the bundled model")
+    command.add_argument(
+        "--bits",
+        type=demo_bits,
+        help=f"of demo: what it is packed to, once (default {DEFAULT_BITS}); none: as published",
+    )
 
 
 def add_k(command: argparse.ArgumentParser) -> None:
@@ -31,6 +42,11 @@ def bits(text: str) -> int | None:
         return int(text)
     allowed = ", ".join(map(str, Quantization.BITS))
     raise argparse.ArgumentTypeError(f"{text!r}; allowed are {allowed} and none")
+
+
+def demo_bits(text: str) -> int | str:
+    """The same with the word kept, where None says that none were asked for."""
+    return bits(text) or "none"
 
 
 def auto_or_bits(text: str) -> int | str | None:
