@@ -90,8 +90,9 @@ def to_json(value: object) -> str:
 
 
 def value_text(value: object) -> str:
-    """A tool argument as it stands in a call."""
-    return value if isinstance(value, str) else to_json(value)
+    """A tool argument as it stands in a call: text as it is, dicts and lists as JSON, and other
+    values as Python writes them (`True`), which is what the family's template does."""
+    return to_json(value) if isinstance(value, dict | list) else str(value)
 
 
 def call_text(name: str, arguments: dict[str, Any]) -> str:

@@ -32,6 +32,21 @@ def expert_counts(chosen: Tensor, experts: int) -> Tensor:
     return counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
 
 
+class Reorder(torch.autograd.Function):
+    """Rows in another order; the gradient is a gather too, where indexing would sort and add."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        """Shapes: rows [N, ...]; order, back int64 [N], each other's inverse."""
+        ctx.save_for_backward(back)
+        return rows[order]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of `rows`."""
+        return gradients[0][ctx.saved_tensors[0]], None, None
+
+
 def grouped_experts(self: Any, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     """Experts as two grouped GEMMs over tokens sorted by expert.
 
@@ -40,18 +55,28 @@ def grouped_experts(self: Any, hidden_states: Tensor, chosen: Tensor, weights: T
     tokens, per_token = chosen.shape
     flat = chosen.reshape(-1)
     order = torch.argsort(flat.to(torch.int32), stable=True)
-    ends = expert_counts(flat, self.num_experts).cumsum(0).to(torch.int32)
-    multiply: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm")  # noqa: B009
-    rows = hidden_states.to(torch.bfloat16)[order // per_token]
-    both = multiply(rows, self.gate_up_proj.to(torch.bfloat16).transpose(-2, -1), offs=ends)
-    gate, up = both.chunk(2, -1)
-    inner = (F.silu(gate) * up).contiguous()
-    out = multiply(inner, self.down_proj.to(torch.bfloat16).transpose(-2, -1), offs=ends)
-    out = out * weights.reshape(-1)[order].to(out.dtype)[:, None]
     back = torch.empty_like(order)
     back[order] = torch.arange(order.numel(), device=order.device)
-    summed = out[back].view(tokens, per_token, hidden_states.size(-1)).sum(1)
-    return summed.to(hidden_states.dtype)
+    ends = expert_counts(flat, self.num_experts).cumsum(0).to(torch.int32)
+    multiply: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm")  # noqa: B009
+    reorder: Any = Reorder.apply
+    rows = reorder(hidden_states.to(torch.bfloat16).repeat_interleave(per_token, 0), order, back)
+    both = multiply(rows, self.gate_up_proj.to(torch.bfloat16).transpose(-2, -1), offs=ends)
+    inner = _gated(both)
+    out = multiply(inner, self.down_proj.to(torch.bfloat16).transpose(-2, -1), offs=ends)
+    by_token = reorder(out, back, order).view(tokens, per_token, -1)
+    return _weighted(by_token, weights).to(hidden_states.dtype)
+
+
+def gated(both: Tensor) -> Tensor:
+    """silu(gate) * up of [N, 2F] -> [N, F]."""
+    gate, up = both.chunk(2, -1)
+    return (F.silu(gate) * up).contiguous()
+
+
+def weighted(by_token: Tensor, weights: Tensor) -> Tensor:
+    """Sum over a token's experts: [N, K, H] and [N, K] -> [N, H] float32."""
+    return (by_token.float() * weights.float()[..., None]).sum(1)
 
 
 def shifted_conv(
@@ -93,6 +118,8 @@ def within_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> t
 
 _within_chunks: Callable[..., tuple[Tensor, ...]] = within_chunks
 _conv: Callable[..., Tensor] = shifted_conv
+_gated: Callable[[Tensor], Tensor] = gated
+_weighted: Callable[[Tensor, Tensor], Tensor] = weighted
 
 
 def chunked_delta(
@@ -115,10 +142,12 @@ def chunked_delta(
         u, w = solved.split([value.size(-1), key.size(-1)], -1)
         state = torch.zeros(*u.shape[:2], key.size(-1), value.size(-1), device=u.device)
         outputs = []
-        for chunk in range(u.size(2)):
-            new = u[:, :, chunk] - w[:, :, chunk] @ state
-            outputs.append(q[:, :, chunk] @ state + attention[:, :, chunk] @ new)
-            state = state * decay[:, :, chunk] + k[:, :, chunk].mT @ new
+        # unbind, not indexing: the gradient of an index is a whole tensor of zeros for each chunk.
+        parts = (x.unbind(2) for x in (u, w, q, k, attention, decay))
+        for u_, w_, q_, k_, attention_, decay_ in zip(*parts, strict=True):
+            new = u_ - w_ @ state
+            outputs.append(q_ @ state + attention_ @ new)
+            state = state * decay_ + k_.mT @ new
         out = torch.stack(outputs, 2).flatten(2, 3).transpose(1, 2)
     return out.to(query.dtype), None
 
@@ -130,13 +159,15 @@ def _training_conv(hidden_states: Tensor, *given: Any, **more: Any) -> Tensor:
 
 def install(compiled: bool) -> None:
     """Puts the drop-ins in place; `compiled` runs the element-wise parts through torch.compile."""
-    global _within_chunks, _conv
+    global _within_chunks, _conv, _gated, _weighted
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS, grouped_experts)
     setattr(qwen, "torch_chunk_gated_delta_rule", chunked_delta)  # noqa: B010
     setattr(qwen, "causal_conv1d_fn", _training_conv)  # noqa: B010
     if compiled:
         _within_chunks = torch.compile(within_chunks, dynamic=False)
         _conv = torch.compile(shifted_conv, dynamic=False)
+        _gated = torch.compile(gated, dynamic=False)
+        _weighted = torch.compile(weighted, dynamic=False)
         for module in (qwen.Qwen3_5MoeRMSNorm, qwen.Qwen3_5MoeRMSNormGated, qwen.Qwen3_5MoeMLP):
             _compile_training(module)
 

@@ -26,19 +26,26 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step; `closure` is not used."""
+        """One step; `closure` is not used. Every weight has a gradient, and those of one shape go
+        through it together."""
         for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(weight)
-                average = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(average, group["momentum"]))
-                scale = max(1.0, weight.size(-2) / weight.size(-1)) ** 0.5
-                weight.mul_(1 - group["lr"] * group["decay"])
-                weight.add_(update.to(weight.dtype), alpha=-group["lr"] * scale)
+                shapes.setdefault(weight.shape, []).append(weight)
+            for weights in shapes.values():
+                self._step(weights, group)
+
+    def _step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = torch.stack([weight.grad for weight in weights])  # pyright: ignore
+        state = self.state[weights[0]]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(gradients)
+        average = state["momentum"].lerp_(gradients, 1 - group["momentum"])
+        updates = orthogonal(gradients.lerp(average, group["momentum"]))
+        scale = max(1.0, gradients.size(-2) / gradients.size(-1)) ** 0.5
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["decay"])
+        parts = updates.to(weights[0].dtype).unbind(0)
+        torch._foreach_add_(weights, parts, alpha=-group["lr"] * scale)
 
 
 def orthogonal(update: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 A check is a dictionary with one key that says what a right answer holds:
     call: {"name", "arguments"}   exactly this one tool call, every argument as text the same
+                                  (as the template writes it: True, not true; JSON within objects)
     ncalls: int                   this many tool calls
     json: value                   the first JSON value of the answer equals this one
     number: int                   the last integer of the answer is this one
@@ -115,10 +116,14 @@ def tally(verdicts: Iterable[tuple[str, Verdict]]) -> dict[str, dict[str, float]
 
 
 def _judge_call(wanted: dict[str, Any], found: list[tuple[str, dict[str, str]]]) -> Verdict:
-    arguments = {
-        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for key, value in wanted["arguments"].items()
-    }
+    arguments = {key: _as_written(value) for key, value in wanted["arguments"].items()}
     one = len(found) == 1
     name = bool(found) and found[0][0] == wanted["name"]
     return Verdict(one, one and name and found[0][1] == arguments, name)
+
+
+def _as_written(value: object) -> str:
+    """An argument as the chat template writes it."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
