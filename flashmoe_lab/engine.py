@@ -30,7 +30,11 @@ from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
 from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.tokenizer import Tokenizer
+from flashmoe_lab.trace import Recorder
+from flashmoe_lab.trace_facts import conditions
+from flashmoe_lab.tracing import Tracer
 from flashmoe_lab.units import format_nbytes
+from flashmoe_lab.watch import NOBODY
 from flashmoe_lab.weights import Weights, activation_dtype
 
 
@@ -181,6 +185,7 @@ class Engine:
         num_experts_per_tok: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         progress: Callable[[int, int], None] | None = None,
+        trace: str | None = None,
         **sampling: Any,
     ) -> Run:
         """Generate, giving each token as it is made: `for step in engine.stream_generate(...)`.
@@ -191,6 +196,7 @@ class Engine:
             num_experts_per_tok: K of this run.
             prefill_chunk: prompt tokens that go through the layers together.
             progress: told (prompt tokens read, of how many), from the engine's thread.
+            trace: "flow" or "stages" keeps a record, which is `run.trace` when the run is over.
             sampling: fields of `Sampling` (temperature, top_p, seed, ...); greedy without.
 
         Raises:
@@ -208,9 +214,13 @@ class Engine:
         if num_experts_per_tok is not None:
             check_num_experts_per_tok(num_experts_per_tok, self.config.num_experts)
 
+        tracer = self._tracer(trace, request) if trace else None
+
         def work(run: Run) -> None:
             run.intercepted += self.model.intercepted
+            watch = tracer or NOBODY
             try:
+                watch.run_begins()
                 for response in generate_tokens(
                     self.model,
                     self.bank,
@@ -219,6 +229,7 @@ class Engine:
                     run.stats,
                     progress,
                     lambda: run.stopped or self._thread.closing,
+                    watch,
                 ):
                     run.put(response)
                 if run.stats.prefill.tokens < len(request.prompt):
@@ -227,9 +238,16 @@ class Engine:
                 run.put(error)
             finally:
                 run.intercepted += self.model.intercepted
+                watch.run_ends()
+                run.trace = tracer.trace if tracer else None
                 run.end()
 
         return Run(lambda run: self._thread.submit(lambda: work(run)) and None, num_experts_per_tok)
+
+    def _tracer(self, mode: str, request: GenerationRequest) -> Tracer:
+        stream = self.tokenizer.stream() if self.tokenizer else None
+        facts = conditions(self.checkpoint, self.settings, self.bank, self.resident_nbytes, request)
+        return Tracer(self.model, Recorder(mode), stream.add if stream else lambda _: "", facts)
 
     def generate(
         self, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any
@@ -295,6 +313,8 @@ class Engine:
             f"reader {settings.reader} ({settings.threads} threads, split {settings.split})",
             self._bank_words(),
         ]
+        if run.trace is not None:
+            parts.append(run.trace.summary())
         return "; ".join(parts)
 
     def _bank_words(self) -> str:

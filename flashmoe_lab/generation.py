@@ -18,6 +18,7 @@ from flashmoe_lab.state import SequenceState
 from flashmoe_lab.storage.bank import BankCounts, ExpertBank
 from flashmoe_lab.storage.page_cache import process_read_nbytes
 from flashmoe_lab.tokenizer import TextStream, Tokenizer
+from flashmoe_lab.watch import NOBODY, Watch
 
 PREFILL_CHUNK = 512  # tokens; a longer chunk reads each expert less often and takes more memory
 
@@ -157,6 +158,7 @@ def prefill(
     chunk: int = PREFILL_CHUNK,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    watch: Watch = NOBODY,
 ) -> np.ndarray | None:
     """Read tokens into the state and return the last one's logits float32 [vocab]; None if
     cancelled, which may be in the midst of a chunk: the state is then of no more use.
@@ -167,11 +169,17 @@ def prefill(
     logits = None
     for start in range(0, len(tokens), chunk):
         part = tokens[start : start + chunk]
+        watch.pass_begins("prefill", part, state)
         try:
-            logits = model(part, state, num_experts_per_tok, last_only=True, cancelled=cancelled)
+            logits = model(
+                part, state, num_experts_per_tok, last_only=True, cancelled=cancelled, watch=watch
+            )
         except Cancelled:
             return None
         state.evaluate()
+        if start + chunk >= len(tokens):
+            mx.eval(logits)
+        watch.pass_ends()
         if progress is not None:
             progress(min(start + chunk, len(tokens)), len(tokens))
     return None if logits is None else np.array(logits[0])
@@ -185,6 +193,7 @@ def generate_tokens(
     stats: RunStats,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    watch: Watch = NOBODY,
 ) -> Iterator[GenerationResponse]:
     """Generate one response after another; `stats` grows along.
 
@@ -198,7 +207,7 @@ def generate_tokens(
     text = tokenizer.stream() if tokenizer else None
     with _Meter(stats.prefill, bank.counts):
         logits = prefill(
-            model, request.prompt, state, k, request.prefill_chunk, progress, cancelled
+            model, request.prompt, state, k, request.prefill_chunk, progress, cancelled, watch
         )
         stats.prefill.tokens = state.length
     if logits is None:
@@ -207,12 +216,15 @@ def generate_tokens(
     for count in range(1, request.max_tokens + 1):
         token, logprobs = sampler(logits, recent)
         recent.append(token)
+        watch.token_chosen(token, logprobs)
         reason = _finish_reason(token, count, request, cancelled)
         yield _response(token, logprobs, count, text, stats, reason)
         if reason:
             return
         with _Meter(stats.decode, bank.counts):
-            logits = np.array(model([token], state, k)[0])
+            watch.pass_begins("decode", [token], state)
+            logits = np.array(model([token], state, k, watch=watch)[0])
+            watch.pass_ends()
             stats.decode.tokens += 1
 
 

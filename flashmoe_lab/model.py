@@ -29,6 +29,7 @@ from flashmoe_lab.stages.shared_expert import SharedExpert
 from flashmoe_lab.state import SequenceState
 from flashmoe_lab.storage.bank import ExpertBank
 from flashmoe_lab.storage.reader import Reader
+from flashmoe_lab.watch import NOBODY, Watch
 from flashmoe_lab.weights import Weights
 
 Hook = Callable[[Any, str], Any]
@@ -82,15 +83,16 @@ class Model:
         num_experts_per_tok: int | None = None,
         last_only: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
+        watch: Watch = NOBODY,
     ) -> mx.array:
         """Logits float32 [T, vocab] of T further tokens ([1, vocab] with `last_only`); `state`
-        moves on.
+        moves on. `watch` hears of the stages.
 
         Raises:
             Cancelled: `cancelled`, which is asked between stages, said so.
         """
         steps = self.steps(tokens, state, num_experts_per_tok, last_only)
-        hooks, answer = self._hooks, None
+        hooks, listeners, answer = self._hooks, watch.listeners, None
         while True:
             if cancelled():
                 raise Cancelled("the run was stopped")
@@ -100,6 +102,8 @@ class Model:
                 return stop.value
             if path in hooks:
                 answer = self._hooked(path, answer)
+            if path in listeners:
+                listeners[path](answer)
 
     def step(
         self,

@@ -12,6 +12,7 @@ from functools import partial
 from html import escape
 
 from flashmoe_lab.generation import GenerationResponse, RunStats
+from flashmoe_lab.trace import Trace
 
 Work = Callable[["Run"], None]
 _END = object()
@@ -27,11 +28,13 @@ class Run:
         finish_reason: why it ended, or None.
         num_experts_per_tok: K; None is the engine's.
         intercepted: patterns of stages whose results were intercepted meanwhile.
+        trace: the record, when the run is over and one was asked for.
     """
 
     def __init__(self, start: Work, num_experts_per_tok: int | None = None) -> None:
         self.num_experts_per_tok = num_experts_per_tok
         self.intercepted: list[str] = []
+        self.trace: Trace | None = None
         self.stats = RunStats()
         self.text = ""
         self.tokens: list[int] = []

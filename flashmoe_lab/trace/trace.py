@@ -1,0 +1,144 @@
+"""Trace: what one run did, as pandas DataFrames; docs/trace_schema.md says what each column means.
+
+A trace knows no engine: it can be read on a machine that has neither the model nor MLX.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flashmoe_lab.trace import parquet
+from flashmoe_lab.trace.schema import TABLES
+from flashmoe_lab.units import format_nbytes
+
+Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
+NAMES = (*TABLES, "run")
+
+
+class Trace:
+    """The record of one run.
+
+    Attributes:
+        arrays: name -> (positions [n], rows [n, ...]) of what was kept whole.
+    """
+
+    def __init__(
+        self, tables: "Mapping[str, pd.DataFrame | Path]", arrays: Arrays | None = None
+    ) -> None:
+        missing = set(NAMES) - set(tables)
+        if missing:
+            raise ValueError(f"a trace needs the tables {', '.join(NAMES)}; no {min(missing)}")
+        self._tables = dict(tables)
+        self.arrays: Arrays = arrays or {}
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        table = self._tables[name]
+        return parquet.read_table(table) if isinstance(table, Path) else table
+
+    @cached_property
+    def tokens(self) -> pd.DataFrame:
+        """One row a token of the sequence."""
+        return self._frame("tokens")
+
+    @cached_property
+    def routing(self) -> pd.DataFrame:
+        """One row for each expert that a token went to in a layer."""
+        return self._frame("routing")
+
+    @cached_property
+    def reads(self) -> pd.DataFrame:
+        """One row for each piece read, and for each expert that the bank held."""
+        return self._frame("reads")
+
+    @cached_property
+    def spans(self) -> pd.DataFrame:
+        """What the run's own thread was at, from when to when; spans do not overlap."""
+        return self._frame("spans")
+
+    @cached_property
+    def run(self) -> pd.DataFrame:
+        """One row: what ran, where, and how."""
+        return self._frame("run")
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The row of `run` as a dictionary."""
+        return {str(k): parquet.plain(v) for k, v in self.run.iloc[0].items()}
+
+    @property
+    def mode(self) -> str:
+        """ "flow": speed is real; "stages": each stage's time is exact and the whole is slower."""
+        return self.facts["mode"]
+
+    # What it took
+
+    @property
+    def dur_ns(self) -> int:
+        """Wall time of the run."""
+        return self.facts["end_ns"] - self.facts["start_ns"]
+
+    @cached_property
+    def lane_ns(self) -> dict[str, int]:
+        """Time by kind: compute, wait, io, host."""
+        spans = self.spans
+        dur = (spans.end_ns - spans.start_ns).groupby(spans.lane, observed=False).sum()
+        return {str(lane): int(ns) for lane, ns in dur.items()}
+
+    @property
+    def closure(self) -> float:
+        """Share of the wall time that the spans explain."""
+        return sum(self.lane_ns.values()) / self.dur_ns if self.dur_ns else 0.0
+
+    def summary(self) -> str:
+        """One line: what the record holds, and what it cost."""
+        reads, facts = self.reads, self.facts
+        dur = max(self.dur_ns, 1)
+        lanes = ", ".join(f"{lane} {ns / dur:.0%}" for lane, ns in self.lane_ns.items() if ns)
+        return (
+            f"trace ({self.mode}): {len(self.tokens)} tokens in {dur / 1e9:.2f} s, "
+            f"{len(self.routing):,} choices, {int((reads.nbytes > 0).sum()):,} reads of "
+            f"{format_nbytes(int(reads.nbytes.sum()))}; spans explain {self.closure:.1%} of the "
+            f"time ({lanes}); recording took {facts.get('record_ns', 0) / dur:.1%}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.summary())}</p>"
+
+    # On disk
+
+    def write(self, directory: str | Path) -> Path:
+        """Write every table as Parquet (and arrays as .npy) to a directory, and return it."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        for name in NAMES:
+            parquet.write_table(name, getattr(self, name), path)
+        for name, (positions, rows) in self.arrays.items():
+            np.savez(path / f"array.{name}.npz", positions=positions, rows=rows)
+        return path
+
+    @classmethod
+    def read(cls, directory: str | Path) -> "Trace":
+        """Read what `write` wrote, also by a newer minor version.
+
+        Raises:
+            FileNotFoundError: a table is not there.
+            ValueError: not a trace, or of another major version.
+        """
+        path = Path(directory)
+        for name in NAMES:
+            if not (path / f"{name}.parquet").exists():
+                raise FileNotFoundError(f"{path / name}.parquet: no such file; not a trace")
+        tables = {name: parquet.read_table(path / f"{name}.parquet") for name in NAMES}
+        arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for file in sorted(path.glob("array.*.npz")):
+            with np.load(file) as content:
+                arrays[file.stem.removeprefix("array.")] = (content["positions"], content["rows"])
+        return cls(tables, arrays)

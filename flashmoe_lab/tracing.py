@@ -1,0 +1,270 @@
+"""Tracer: follows a run and fills the tables of its trace.
+
+In `flow` mode it looks at the clock where the run waits anyway and adds no wait of its own; in
+`stages` mode it evaluates after every stage, so that each stage's time is exact and the whole is
+slower. While a token is under way it only keeps references and times; rows are made some tokens at
+a time (trace_rows.py), and that work is a span of its own, "record".
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flashmoe_lab.layer import Layer
+from flashmoe_lab.model import Model
+from flashmoe_lab.stages.expert_fetch import Fetched
+from flashmoe_lab.stages.router import Routing
+from flashmoe_lab.state import SequenceState
+from flashmoe_lab.storage.page_cache import Residency, resident_bytes
+from flashmoe_lab.trace import Recorder, Trace
+from flashmoe_lab.trace.schema import LANES, STAGES
+from flashmoe_lab.trace_rows import add_tokens, write_rows
+from flashmoe_lab.watch import Watch
+
+_clock = time.perf_counter_ns
+_TOKENS_HELD = 32  # decode steps whose rows are made together
+_PARTS = ("input_norm", "mixer", "post_norm", "router", "shared_expert", "fetch", "experts")
+
+
+def code(layer: int, stage: str, lane: str) -> int:
+    """Layer, stage and lane of a span in one number."""
+    return (layer + 1) << 16 | STAGES.index(stage) << 8 | LANES.index(lane)
+
+
+@dataclass(slots=True, kw_only=True)
+class Chosen:
+    """Which experts a layer fetched, and where the bytes were beforehand.
+
+    Attributes:
+        routed_ns: when the expert numbers were known.
+        cached: expert -> whether the page cache held all of its block; of those that the bank did
+            not hold. None where it was not asked, as for direct reads.
+    """
+
+    layer: int
+    fetched: Fetched
+    routed_ns: int
+    cached: dict[int, bool] | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Pass:
+    """One pass of tokens through the model, before it is made rows of."""
+
+    phase: str
+    tokens: Sequence[int]
+    position: int
+    start_ns: int
+    end_ns: int = 0
+    logprob: float = float("nan")
+    entropy: float = float("nan")
+    routings: list[tuple[int, Routing]] = field(default_factory=list)
+    chosen: list[Chosen] = field(default_factory=list)
+
+
+class Tracer(Watch):
+    """Records one run.
+
+    Attributes:
+        trace: the record, once the run is over.
+
+    Args:
+        text: gives what a token adds to the text, token after token.
+        facts: what the table `run` is to say beside times.
+    """
+
+    def __init__(
+        self, model: Model, recorder: Recorder, text: Callable[[int], str], facts: dict[str, Any]
+    ) -> None:
+        self.model, self.recorder, self.text = model, recorder, text
+        self.trace: Trace | None = None
+        self.every_stage = recorder.facts["mode"] == "stages"
+        self.listeners = self._exact() if self.every_stage else self._flow()
+        self._facts = facts
+        self._spans: list[tuple[int, int, int, int]] = []  # position, code, start, end
+        self._passes: list[Pass] = []
+        self._pass = Pass(phase="", tokens=(), position=0, start_ns=0)
+        self._state: SequenceState | None = None
+        self._picked: tuple[int, np.ndarray] | None = None
+        self._since = self._routed_ns = self._record_ns = self._length = 0
+        self._cached: dict[int, bool] | None = None
+        self._askers = {layer.index: _asker(layer) for layer in model.layers}
+
+    # What it listens to
+
+    def _flow(self) -> dict[str, Callable[[Any], None]]:
+        found: dict[str, Callable[[Any], None]] = {
+            "lm_head": partial(self._span, code(-1, "submit", "host"))
+        }
+        for layer in self.model.layers:
+            path = f"layers.{layer.index}"
+            found[f"{path}.router"] = partial(self._decided, layer)
+            found[f"{path}.shared_expert"] = partial(self._submitted, layer)
+            found[f"{path}.fetch"] = partial(self._fetched, layer)
+            found[f"{path}.experts"] = partial(self._span, code(layer.index, "experts", "host"))
+        return found
+
+    def _exact(self) -> dict[str, Callable[[Any], None]]:
+        found = {
+            name: partial(self._evaluated, code(-1, name, "compute"), None)
+            for name in ("embed", "norm", "lm_head")
+        }
+        for layer in self.model.layers:
+            for name in _PARTS:
+                here = code(layer.index, name, "compute")
+                found[f"layers.{layer.index}.{name}"] = partial(self._evaluated, here, layer)
+            found[f"layers.{layer.index}.router"] = partial(self._evaluated_router, layer)
+            found[f"layers.{layer.index}.fetch"] = partial(self._fetched, layer)
+        return found
+
+    def _span(self, code: int, result: object) -> None:
+        """Something ended now."""
+        self._spans.append((self._pass.position, code, self._since, _clock()))
+        self._since = _clock()
+
+    def _decided(self, layer: Layer, routing: Routing) -> None:
+        self._pass.routings.append((layer.index, routing))
+
+    def _submitted(self, layer: Layer, result: object) -> None:
+        """All that the layer can do without its experts is under way: what the run does next is to
+        wait for their numbers, so waiting here adds nothing."""
+        self._span(code(layer.index, "submit", "host"), None)
+        mx.eval(self._pass.routings[-1][1].experts)
+        self._span(code(layer.index, "router", "wait"), None)
+        self._ask(layer)
+
+    def _ask(self, layer: Layer) -> None:
+        self._routed_ns = self._since
+        experts = np.array(self._pass.routings[-1][1].experts)
+        asker = self._askers[layer.index]
+        self._cached = _residency(asker, layer, experts) if asker else None
+        self._since = _clock()
+
+    def _fetched(self, layer: Layer, fetched: Fetched) -> None:
+        self._span(code(layer.index, "fetch", "io"), None)
+        self._pass.chosen.append(
+            Chosen(
+                layer=layer.index,
+                fetched=fetched,
+                routed_ns=self._routed_ns,
+                cached=self._cached,
+            )
+        )
+
+    def _evaluated(self, code: int, layer: Layer | None, result: Any) -> None:
+        arrays = [result] if isinstance(result, mx.array) else []
+        if layer is not None and self._state is not None:
+            state = self._state[layer.index]
+            names = ("keys", "values", "conv", "recurrent")
+            arrays += [getattr(state, name) for name in names if hasattr(state, name)]
+        mx.eval(arrays)
+        self._span(code, None)
+
+    def _evaluated_router(self, layer: Layer, routing: Routing) -> None:
+        mx.eval(routing.experts, routing.weights, routing.logits)
+        self._span(code(layer.index, "router", "compute"), None)
+        self._decided(layer, routing)
+        self._ask(layer)
+
+    # The run's own moments
+
+    def run_begins(self) -> None:
+        """Start the clock."""
+        held = [_resident(layer) for layer in self.model.layers]
+        total = None if None in held else sum(n for n in held if n is not None)
+        self.recorder.begin(**self._facts, page_cache_nbytes=total)
+        self._since = _clock()
+
+    def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
+        """Close the sampler's span and open a pass."""
+        now, self._state = _clock(), state
+        self._pass = Pass(phase=phase, tokens=tokens, position=state.length, start_ns=now)
+        if self._picked is not None:
+            self._spans.append((state.length, code(-1, "sample", "host"), self._since, now))
+            _, logprobs = self._picked
+            self._pass.logprob, self._pass.entropy = _surprise(tokens[0], logprobs)
+            self._picked = None
+        self._length = state.length + len(tokens)
+        self._since = _clock()
+
+    def pass_ends(self) -> None:
+        """Keep the pass; make rows once there are enough."""
+        done = self._pass
+        self._span(code(-1, "lm_head", "wait"), None)
+        done.end_ns = self._since
+        self._passes.append(done)
+        if done.phase == "prefill" or len(self._passes) >= _TOKENS_HELD:
+            self._flush()
+
+    def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
+        """Remember it; what it is worth is worked out when its pass begins."""
+        self._picked = token, logprobs
+
+    def run_ends(self) -> None:
+        """Make the last rows, and the trace."""
+        if self._picked is not None:  # a last token never goes through the model
+            token, logprobs = self._picked
+            self._span(code(-1, "sample", "host"), None)
+            last = Pass(phase="decode", tokens=[token], position=self._length, start_ns=0)
+            last.logprob, last.entropy = _surprise(token, logprobs)
+            self._flush()
+            add_tokens(self.recorder, [last], self.text)
+        else:
+            self._flush()
+        self.trace = self.recorder.finish(record_ns=self._record_ns)
+
+    def _flush(self) -> None:
+        start, passes, spans = _clock(), self._passes, self._spans
+        self._passes, self._spans = [], []
+        self._record_ns += _between(spans)
+        write_rows(self.recorder, passes, spans, self.text)
+        self._span(code(-1, "record", "host"), None)
+        position, here, _, end = self._spans[-1]
+        self._spans[-1] = position, here, start, end
+        self._record_ns += end - start
+
+
+def _between(spans: list[tuple[int, int, int, int]]) -> int:
+    """Time from each span's end to the next one's start: what listening took."""
+    if not spans:
+        return 0
+    return spans[-1][3] - spans[0][2] - sum(end - start for _, _, start, end in spans)
+
+
+def _surprise(token: int, logprobs: np.ndarray) -> tuple[float, float]:
+    """Log-probability of the token, and the distribution's entropy in nats."""
+    p = np.exp(logprobs)
+    terms = np.multiply(p, logprobs, where=p > 0, out=np.zeros_like(p))
+    return float(logprobs[token]), float(-terms.sum())
+
+
+def _asker(layer: Layer) -> Residency | None:
+    """Who knows what the page cache holds; None if it will not tell, or the reads go past it."""
+    if layer.fetch.reader.name == "direct":
+        return None
+    try:
+        return Residency(layer.fetch.file.path)
+    except (NotImplementedError, PermissionError):
+        return None
+
+
+def _resident(layer: Layer) -> int | None:
+    try:
+        return resident_bytes(layer.fetch.file.path)
+    except (NotImplementedError, PermissionError):
+        return None
+
+
+def _residency(asker: Residency, layer: Layer, experts: np.ndarray) -> dict[int, bool]:
+    """For each expert that the bank does not hold: whether the page cache holds all of it."""
+    file, bank = layer.fetch.file, layer.fetch.bank
+    wanted = set(experts.ravel().tolist())
+    if bank.keeps:
+        wanted = {expert for expert in wanted if (layer.index, expert) not in bank}
+    nbytes = file.layout.block_nbytes
+    return {expert: asker.holds(file.offset(expert), nbytes) for expert in wanted}

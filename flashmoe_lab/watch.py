@@ -1,0 +1,43 @@
+"""Watch: what a run tells whoever follows it, at the moments when the run knows it.
+
+The base class listens to nothing, so a run that nobody watches pays one look-up a stage. It knows
+no tables and no files; `tracing.Tracer` is the one that keeps a record.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from flashmoe_lab.state import SequenceState
+
+
+class Watch:
+    """Listens to a run; every method is called in the thread that runs it.
+
+    Attributes:
+        listeners: stage path -> what is called with (result) right after the stage; a stage that is
+            not here is not told. Interventions have had their say before.
+        every_stage: whether each stage must run on its own, not several in one native call.
+    """
+
+    listeners: dict[str, Callable[[Any], None]] = {}
+    every_stage: bool = False
+
+    def run_begins(self) -> None:
+        """A run starts, in its own thread."""
+
+    def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
+        """Tokens are about to go through the model; `phase` is "prefill" or "decode"."""
+
+    def pass_ends(self) -> None:
+        """Their logits are on the host."""
+
+    def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
+        """The sampler has chosen a token."""
+
+    def run_ends(self) -> None:
+        """The run is over, well or not."""
+
+
+NOBODY = Watch()
