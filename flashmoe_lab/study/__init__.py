@@ -1,0 +1,1 @@
+"""What turns runs into findings. It imports the engine; nothing of the engine imports it."""
