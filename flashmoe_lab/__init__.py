@@ -12,6 +12,9 @@ Letters in shapes: T tokens, H heads, Hk key heads, Hv value heads, D head size,
 DeltaNet's, E experts, K experts of a token, F expert width, C convolution channels.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from flashmoe_lab.checkpoint.pack import PackPlan, PackSettings, pack
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.checkpoint.source import Source
@@ -23,6 +26,10 @@ from flashmoe_lab.sampling import Sampling
 from flashmoe_lab.stages.router import Routing, ban
 from flashmoe_lab.state import SequenceState
 from flashmoe_lab.version import __version__
+
+if TYPE_CHECKING:
+    from flashmoe_lab import plots
+    from flashmoe_lab.trace import Trace
 
 __all__ = [
     "Engine",
@@ -39,10 +46,23 @@ __all__ = [
     "Sampling",
     "SequenceState",
     "Source",
+    "Trace",
     "__version__",
     "ban",
     "check_finite",
     "geometries",
     "load",
     "pack",
+    "plots",
 ]
+
+# Imported when first asked for: the libraries under them take longer than all the rest.
+_LATER = {"plots": ("flashmoe_lab.plots", ""), "Trace": ("flashmoe_lab.trace", "Trace")}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LATER[name]
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found

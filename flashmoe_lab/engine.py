@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,12 +30,12 @@ from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
 from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.tokenizer import Tokenizer
-from flashmoe_lab.trace import Recorder
-from flashmoe_lab.trace_facts import conditions
-from flashmoe_lab.tracing import Tracer
 from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.watch import NOBODY
 from flashmoe_lab.weights import Weights, activation_dtype
+
+if TYPE_CHECKING:
+    from flashmoe_lab.tracing import Tracer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +244,12 @@ class Engine:
 
         return Run(lambda run: self._thread.submit(lambda: work(run)) and None, num_experts_per_tok)
 
-    def _tracer(self, mode: str, request: GenerationRequest) -> Tracer:
+    def _tracer(self, mode: str, request: GenerationRequest) -> "Tracer":
+        # Only here: the tables' libraries take half a second to import.
+        from flashmoe_lab.trace import Recorder
+        from flashmoe_lab.trace_facts import conditions
+        from flashmoe_lab.tracing import Tracer
+
         stream = self.tokenizer.stream() if self.tokenizer else None
         facts = conditions(self.checkpoint, self.settings, self.bank, self.resident_nbytes, request)
         return Tracer(self.model, Recorder(mode), stream.add if stream else lambda _: "", facts)

@@ -10,9 +10,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from html import escape
+from typing import TYPE_CHECKING
 
 from flashmoe_lab.generation import GenerationResponse, RunStats
-from flashmoe_lab.trace import Trace
+
+if TYPE_CHECKING:
+    from flashmoe_lab.trace import Trace
 
 Work = Callable[["Run"], None]
 _END = object()

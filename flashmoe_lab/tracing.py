@@ -7,7 +7,7 @@ a time (trace_rows.py), and that work is a span of its own, "record".
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -140,9 +140,9 @@ class Tracer(Watch):
 
     def _ask(self, layer: Layer) -> None:
         self._routed_ns = self._since
-        experts = np.array(self._pass.routings[-1][1].experts)
         asker = self._askers[layer.index]
-        self._cached = _residency(asker, layer, experts) if asker else None
+        experts: Any = self._pass.routings[-1][1].experts.tolist()
+        self._cached = asker(experts[0] if len(experts) == 1 else set().union(*experts))
         self._since = _clock()
 
     def _fetched(self, layer: Layer, fetched: Fetched) -> None:
@@ -238,19 +238,27 @@ def _between(spans: list[tuple[int, int, int, int]]) -> int:
 
 def _surprise(token: int, logprobs: np.ndarray) -> tuple[float, float]:
     """Log-probability of the token, and the distribution's entropy in nats."""
-    p = np.exp(logprobs)
-    terms = np.multiply(p, logprobs, where=p > 0, out=np.zeros_like(p))
-    return float(logprobs[token]), float(-terms.sum())
+    finite = np.maximum(logprobs, -100)  # tokens that cannot be: nothing times much is nothing
+    return float(logprobs[token]), float(-(np.exp(finite) @ finite))
 
 
-def _asker(layer: Layer) -> Residency | None:
-    """Who knows what the page cache holds; None if it will not tell, or the reads go past it."""
+def _asker(layer: Layer) -> Callable[[Iterable[int]], dict[int, bool] | None]:
+    """Gives, for each of a layer's experts that the bank does not hold, whether the page cache
+    holds all of it; None if the system will not tell, or the reads go past the page cache."""
+    file, bank, index = layer.fetch.file, layer.fetch.bank, layer.index
     if layer.fetch.reader.name == "direct":
-        return None
+        return lambda experts: None
     try:
-        return Residency(layer.fetch.file.path)
+        holds = Residency(file.path).holds
     except (NotImplementedError, PermissionError):
-        return None
+        return lambda experts: None
+    offsets, nbytes = [file.offset(n) for n in range(file.num_experts)], file.layout.block_nbytes
+
+    def ask(experts: Iterable[int]) -> dict[int, bool]:
+        missing = [n for n in experts if not (bank.keeps and (index, n) in bank)]
+        return {n: holds(offsets[n], nbytes) for n in missing}
+
+    return ask
 
 
 def _resident(layer: Layer) -> int | None:
@@ -258,13 +266,3 @@ def _resident(layer: Layer) -> int | None:
         return resident_bytes(layer.fetch.file.path)
     except (NotImplementedError, PermissionError):
         return None
-
-
-def _residency(asker: Residency, layer: Layer, experts: np.ndarray) -> dict[int, bool]:
-    """For each expert that the bank does not hold: whether the page cache holds all of it."""
-    file, bank = layer.fetch.file, layer.fetch.bank
-    wanted = set(experts.ravel().tolist())
-    if bank.keeps:
-        wanted = {expert for expert in wanted if (layer.index, expert) not in bank}
-    nbytes = file.layout.block_nbytes
-    return {expert: asker.holds(file.offset(expert), nbytes) for expert in wanted}

@@ -1,0 +1,110 @@
+"""Commands about the record of a run: trace makes one, plot draws it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from flashmoe_lab.cli.options import Commands, add_k, add_model, ids
+from flashmoe_lab.engine import load
+from flashmoe_lab.run import Run
+from flashmoe_lab.storage.policy import POLICIES
+from flashmoe_lab.storage.ways import READERS
+
+_MODES = ("flow", "stages")
+_FORMATS = ("png", "svg", "pdf")
+
+# trace
+
+
+def _add_trace(commands: Commands) -> None:
+    command = commands.add_parser("trace", help="generate text and keep a record of the run")
+    add_model(command)
+    prompt = command.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="text to go on from")
+    prompt.add_argument("--prompt-ids", type=ids, help="the same as token ids: 1,2,3")
+    command.add_argument("--out", type=Path, required=True, help="directory for the tables")
+    command.add_argument(
+        "--mode",
+        choices=_MODES,
+        default="flow",
+        help="flow (default) adds no waiting; stages times every stage exactly and is slower",
+    )
+    command.add_argument("--max-tokens", type=int, default=64)
+    add_k(command)
+    command.add_argument("--bank-gb", type=float, help="memory for experts, in 10**9 bytes")
+    command.add_argument("--reader", choices=list(READERS), default="pread")
+    command.add_argument("--threads", type=int, default=8, help="reading threads")
+    command.add_argument("--policy", choices=list(POLICIES), default="lru")
+    command.add_argument("--temperature", type=float, default=0.0)
+    command.add_argument("--seed", type=int)
+    command.set_defaults(run=_trace)
+
+
+def _trace(options: argparse.Namespace) -> int:
+    options.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be is found out now
+    with load(
+        options.model,
+        options.bits,
+        bank_gb=options.bank_gb,
+        reader=options.reader,
+        threads=options.threads,
+        policy=options.policy,
+        num_experts_per_tok=options.num_experts_per_tok,
+    ) as engine:
+        run = engine.stream_generate(
+            options.prompt_ids or options.prompt,
+            options.max_tokens,
+            trace=options.mode,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+        interrupted = _follow(run)
+        print(engine.summary(run), file=sys.stderr)
+    if run.trace is not None:
+        run.trace.write(options.out)
+        print(f"{options.out}: written; flashmoe-lab plot {options.out}", file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+def _follow(run: Run) -> bool:
+    """Show the text, and say whether it was interrupted: what was recorded until then is kept."""
+    try:
+        for step in run:
+            # What a model writes must not steer the terminal.
+            shown = (
+                c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}"
+                for c in step.text
+            )
+            print("".join(shown), end="", flush=True)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        print(flush=True)
+    return False
+
+
+# plot
+
+
+def _add_plot(commands: Commands) -> None:
+    command = commands.add_parser("plot", help="draw every figure of a recorded run")
+    command.add_argument("trace", type=Path, help="a directory that `trace` wrote")
+    command.add_argument("--out", type=Path, help="directory for the figures (default: the same)")
+    command.add_argument(
+        "--format", choices=_FORMATS, action="append", help="default: png and svg; may be repeated"
+    )
+    command.set_defaults(run=_plot)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from flashmoe_lab.plots import draw_all
+    from flashmoe_lab.trace import Trace
+
+    out = options.out or options.trace
+    trace = Trace.read(options.trace)
+    for name, plot, why_not in draw_all(trace, out, options.format or ("png", "svg")):
+        print(f"{out / name}: {plot.title}" if plot else f"{name}: not drawn: {why_not}")
+    return 0
+
+
+COMMANDS = (_add_trace, _add_plot)

@@ -1,0 +1,44 @@
+"""Picking parts of a trace for a figure: tokens of a phase, one token, one layer."""
+
+import pandas as pd
+
+from flashmoe_lab.trace import Trace
+
+
+def decode_tokens(trace: Trace) -> pd.Series:
+    """Positions of the tokens that went through the model one at a time."""
+    tokens = trace.tokens
+    chosen = tokens[(tokens.phase == "decode") & (tokens.end_ns > 0)].token
+    if chosen.empty:
+        raise ValueError("the trace has no decode step; generate at least two tokens")
+    return chosen
+
+
+def busiest_token(trace: Trace) -> int:
+    """The decode step that read the most bytes; the slowest, if none read any."""
+    positions = decode_tokens(trace)
+    nbytes = trace.reads.groupby("token").nbytes.sum().reindex(positions, fill_value=0)
+    if nbytes.any():
+        return int(nbytes.index[nbytes.argmax()])
+    tokens = trace.tokens.set_index("token").loc[positions]
+    return int(tokens.index[(tokens.end_ns - tokens.start_ns).argmax()])
+
+
+def check_layer(trace: Trace, layer: int | None) -> None:
+    """ValueError for a layer that the model has not."""
+    count = trace.facts["num_hidden_layers"]
+    if layer is not None and not 0 <= layer < count:
+        raise ValueError(f"layer is {layer}; layers are 0 to {count - 1}")
+
+
+def check_token(trace: Trace, token: int) -> None:
+    """ValueError for a position without a pass through the model."""
+    known = trace.tokens[trace.tokens.end_ns > 0].token
+    if token not in set(known):
+        raise ValueError(f"token is {token}; positions with a pass are 0 to {known.max()}")
+
+
+def shown(text: str, limit: int = 12) -> str:
+    """A token's text in quotes, with line ends visible and no dollar that would start a formula."""
+    words = text.replace("\n", "\\n").replace("$", r"\$")
+    return f'"{words[:limit]}…"' if len(words) > limit else f'"{words}"'

@@ -1,0 +1,108 @@
+"""How figures look: size, colours, captions. The colours are told apart by colour-blind readers.
+
+The palette is Okabe and Ito's; a colour means the same thing in every figure.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flashmoe_lab.trace import Trace
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, YELLOW, GREY, PALE = "#56B4E9", "#CC79A7", "#F0E442", "#8C8C8C", "#D9D9D9"
+INK, FAINT = "#222222", "#666666"
+SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
+HEAT = "cividis"
+
+SOURCE = {"bank": GREEN, "page_cache": SKY, "ssd": RED, "unknown": GREY}
+SOURCE_WORDS = {
+    "bank": "bank (no read)",
+    "page_cache": "page cache",
+    "ssd": "SSD",
+    "unknown": "file",
+}
+LANE = {"compute": BLUE, "wait": PURPLE, "io": ORANGE, "host": GREY}
+LANE_WORDS = {
+    "compute": "computing",
+    "wait": "waiting for the device",
+    "io": "fetching experts",
+    "host": "Python (building the graph, sampling, recording)",
+}
+# (stage, lane) in the order in which they are stacked.
+STAGE = {
+    ("embed", "compute"): ("embed", PALE),
+    ("input_norm", "compute"): ("input norm", PALE),
+    ("submit", "host"): ("building the graph", GREY),
+    ("mixer", "compute"): ("mixer", BLUE),
+    ("post_norm", "compute"): ("post norm", YELLOW),
+    ("router", "compute"): ("router", PURPLE),
+    ("router", "wait"): ("waiting for expert ids", PURPLE),
+    ("shared_expert", "compute"): ("shared expert", SKY),
+    ("fetch", "io"): ("fetching experts", ORANGE),
+    ("experts", "host"): ("submitting experts", GREEN),
+    ("experts", "compute"): ("experts", GREEN),
+    ("norm", "compute"): ("final norm", PALE),
+    ("lm_head", "compute"): ("head", RED),
+    ("lm_head", "wait"): ("waiting for logits", RED),
+    ("sample", "host"): ("sampling", INK),
+    ("record", "host"): ("recording", FAINT),
+}
+_RC: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": "#E6E6E6",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "flashmoe_lab",
+}
+
+
+def canvas(
+    title: str, caption: str, *, height: float = 4.0, rows: int = 1, columns: int = 1, **grid: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure of 800 points' width with a title and a caption, and its axes as an array."""
+    with rc_context(_RC):
+        figure = Figure(figsize=(8, height), dpi=100, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # pyright: ignore
+        axes = figure.subplots(rows, columns, squeeze=False, **grid)
+    figure.suptitle(f"{title}", x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK)
+    axes[0, 0].set_title(caption, loc="left", fontsize=8, color=FAINT, pad=8)
+    return figure, axes
+
+
+def conditions(trace: Trace) -> str:
+    """A caption: the model and how it ran."""
+    facts = trace.facts
+    name = str(facts["model"]).rstrip("/").rsplit("/", 1)[-1]
+    bank = f"bank {facts['bank_slots']} slots" if facts["bank_keeps"] else "no bank"
+    return (
+        f"{name}, {facts['num_hidden_layers']} layers, experts {facts['experts']}, "
+        f"K={facts['num_experts_per_tok']} of {facts['num_experts']}, {bank}, "
+        f"{facts['reader']}; {facts['machine']}; trace mode {trace.mode}"
+    )
+
+
+def grid(axes: Axes, axis: str = "y") -> None:
+    """Faint lines to read values by."""
+    axes.grid(True, axis=axis)  # pyright: ignore[reportArgumentType]
+
+
+def legend(axes: Axes, columns: int = 4, entries: Sequence[Any] | None = None) -> None:
+    """A legend under the axes, where it covers nothing."""
+    options: dict[str, Any] = {"handles": list(entries)} if entries is not None else {}
+    with rc_context(_RC):
+        axes.figure.legend(loc="outside lower left", ncols=columns, **options)
