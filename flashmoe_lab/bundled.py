@@ -14,4 +14,4 @@ def bundled(name: str) -> Path:
     clone = _PACKAGE.parent
     if (clone / "pyproject.toml").exists() and (clone / "data").is_dir():
         return clone / "data" / name
-    return _PACKAGE / "bundled" / name
+    return _PACKAGE / "data" / name

@@ -228,7 +228,7 @@ def test_place_of_bundled_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     package = tmp_path / "site-packages" / "flashmoe_lab"
     (package.parent / "data").mkdir(parents=True)  # of somebody else
     monkeypatch.setattr(bundled, "_PACKAGE", package)
-    assert bundled.bundled("prompts") == package / "bundled" / "prompts"
+    assert bundled.bundled("prompts") == package / "data" / "prompts"
     (package.parent / "pyproject.toml").touch()  # a clone
     assert bundled.bundled("prompts") == package.parent / "data" / "prompts"
 
