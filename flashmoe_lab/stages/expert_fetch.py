@@ -1,12 +1,14 @@
 """Expert fetch: from the router's choice to experts in memory.
 
 This is where a run waits: once for the expert numbers, which the host needs to know what to read,
-and then for the reads of those that the bank does not hold. A chunk of a prompt may name more
-experts than the bank has slots; then they come in waves, each expert read once.
+and then for the reads of those that the bank does not hold; whoever computes may have the experts
+that are there while the others are still being read. A chunk of a prompt may name more experts than
+the bank has slots; then they come in waves, each expert read once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,28 +17,91 @@ from flashmoe_lab.checkpoint.layer_file import LayerFile
 from flashmoe_lab.checkpoint.quantize import dequantize_reference
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, Placement
-from flashmoe_lab.storage.reader import BlockRead, Reader, ReadRecord
+from flashmoe_lab.storage.reader import BlockBatch, Pending, Reader, ReadRecords
+
+_LANDING_NBYTES = 4 << 20  # computing with less at once costs more in calls than waiting does
+
+
+class Landing:
+    """The reads of one placement, under way into its slots.
+
+    `parts` gives what has come while the rest is still being read; `finish` waits for all. What
+    fails is forgotten by the bank, and the error is raised to whoever asks for the experts.
+    """
+
+    def __init__(self, fetch: "ExpertFetch", placement: Placement, pending: Pending) -> None:
+        self.fetch, self.placement = fetch, placement
+        self.records: ReadRecords | None = None
+        self._pending = pending
+        self._error: BaseException | None = None
+
+    def finish(self) -> ReadRecords:
+        """Wait for every read; their records.
+
+        Raises:
+            ReadError: a block could not be read whole.
+            ValueError: a block has not the checksum that it should have.
+        """
+        if self._error is not None:
+            raise self._error
+        if self.records is None:
+            try:
+                records = self._pending.wait()
+                self.fetch.verify(self.placement)
+                self.records = self.fetch.count(records)
+            except BaseException as error:
+                self.fetch.give_up(self.placement)
+                self._error = error
+                raise
+        return self.records
+
+    def settle(self) -> None:
+        """Wait for every read, and leave an error to the one who finishes."""
+        with suppress(OSError, ValueError):
+            self.finish()
+
+    def parts(self) -> Iterator[Placement]:
+        """The placement in parts: what the bank held, then the misses as they come."""
+        slots, misses = self.placement.slots, self.placement.misses
+        held = {expert: slot for expert, slot in slots.items() if expert not in misses}
+        if held:
+            yield replace(self.placement, slots=held, misses=())
+        if not self.fetch.verifies:
+            for numbers in self._pending.landed(self.fetch.landing_blocks):
+                came = tuple(misses[number] for number in sorted(numbers))
+                yield Placement(
+                    layer=self.placement.layer, slots={e: slots[e] for e in came}, misses=came
+                )
+        self.finish()
+        if self.fetch.verifies:
+            yield replace(self.placement, slots={expert: slots[expert] for expert in misses})
 
 
 @dataclass(slots=True, kw_only=True)
 class Fetched:
-    """The experts of a routing, in memory or on their way wave by wave.
+    """The experts of a routing, in memory or on their way.
+
+    What needs the reads to have ended waits for them; only `waves` gives experts before.
 
     Attributes:
         experts: int [T, K], as routed.
-        first: the placement that is in memory now; all of it unless `later` names more experts.
         later: experts that did not fit beside the first, in groups to be brought one after another.
-        reads: what was read, one record a piece; grows while `waves` goes on.
         hits, misses: distinct experts found in the bank, and read; of the waves so far.
     """
 
     experts: np.ndarray
-    first: Placement
+    placed: Placement
     later: list[list[int]]
     fetch: "ExpertFetch"
-    reads: list[ReadRecord] = field(default_factory=list)
+    landings: list[Landing] = field(default_factory=list)
     hits: int = 0
     misses: int = 0
+
+    @property
+    def first(self) -> Placement:
+        """The placement that is in memory now; all of it unless `later` names more experts."""
+        self.wait()
+        return self.placed
 
     @property
     def slots(self) -> np.ndarray:
@@ -47,33 +112,63 @@ class Fetched:
         return table[self.experts]
 
     @property
+    def reads(self) -> ReadRecords:
+        """What was read so far, one record a piece."""
+        self.wait()
+        return ReadRecords.together([landing.finish() for landing in self.landings])
+
+    @property
     def read_nbytes(self) -> int:
         """Bytes read from files so far."""
-        return sum(read.nbytes for read in self.reads)
+        return self.reads.nbytes
+
+    def wait(self) -> None:
+        """Wait for the reads that are under way.
+
+        Raises:
+            ReadError: a block could not be read whole.
+            ValueError: a block has not the checksum that it should have.
+        """
+        for landing in self.landings:
+            if landing.records is None:
+                with self.fetch.bank.lock:
+                    landing.finish()
 
     def waves(self) -> Iterator[Placement]:
-        """Placements that together hold every expert; each stays valid until the next is asked for.
+        """Placements that together hold every expert.
+
+        Compute with each before asking for the next, which may need its slots.
 
         Raises:
             ValueError: the first one's slots were given up since it was fetched.
+            ReadError, ValueError: as `wait`.
         """
-        if not self.fetch.bank.holds(self.first):
+        if not self.fetch.bank.holds(self.placed):
+            self.wait()  # a failed read says more than that it is not there
             raise ValueError(
-                f"layer {self.first.layer}: these experts are no longer in the "
+                f"layer {self.placed.layer}: these experts are no longer in the "
                 "bank; fetch them again"
             )
-        yield self.first
+        if self.landings and self.landings[0].records is None:
+            yield from self.landings[0].parts()
+        else:
+            yield self.placed
         while self.later:
-            yield self.fetch.bring(self.later.pop(0), self)
+            placement = self.fetch.bring(self.later.pop(0), self)
+            if self.landings[-1:] and self.landings[-1].records is None:
+                yield from self.landings[-1].parts()
+            else:
+                yield placement
 
     def _repr_html_(self) -> str:
+        self.wait()
         rows = {
-            "experts": len(self.first.slots) + sum(map(len, self.later)),
+            "experts": len(self.placed.slots) + sum(map(len, self.later)),
             "found in the bank": self.hits,
             "read": f"{self.misses} ({self.read_nbytes / 1e6:.2f} MB)",
             "waves": 1 + len(self.later),
         }
-        return card(f"Fetched for layer {self.first.layer}", rows)
+        return card(f"Fetched for layer {self.placed.layer}", rows)
 
 
 class ExpertFetch:
@@ -82,17 +177,31 @@ class ExpertFetch:
     Args:
         file: where the layer's blocks lie.
         verify: check each block against its checksum the first time that it is read.
+        overlap: do not wait for the reads; who computes gets the experts as they come.
     """
 
     def __init__(
-        self, file: LayerFile, bank: ExpertBank, reader: Reader, verify: bool = False
+        self,
+        file: LayerFile,
+        bank: ExpertBank,
+        reader: Reader,
+        verify: bool = False,
+        overlap: bool = False,
     ) -> None:
-        self.file, self.bank, self.reader = file, bank, reader
+        self.file, self.bank, self.reader, self.overlap = file, bank, reader, overlap
+        self.landing_blocks = -(-_LANDING_NBYTES // file.layout.block_nbytes)
+        self._offsets = file.offset(0) + file.layout.block_nbytes * np.arange(file.num_experts)
         self._unverified = set(range(file.num_experts)) if verify else set[int]()
         self._checksums = file.checksums() if verify else np.empty(0)
 
+    @property
+    def verifies(self) -> bool:
+        """Whether there are blocks that have still to be checked."""
+        return bool(self._unverified)
+
     def __call__(self, routing: Routing) -> Fetched:
-        """Wait for the routing, then for the experts that the bank does not hold.
+        """Wait for the routing, then, unless reads overlap, for the experts that the bank does not
+        hold.
 
         Raises:
             ReadError: a block could not be read whole.
@@ -102,49 +211,62 @@ class ExpertFetch:
         groups = self.bank.waves(self.file.layer, np.unique(experts).tolist())
         fetched = Fetched(
             experts=experts,
-            first=Placement(layer=self.file.layer, slots={}, misses=()),
+            placed=Placement(layer=self.file.layer, slots={}, misses=()),
             later=groups[1:],
             fetch=self,
         )
-        fetched.first = self.bring(groups[0], fetched)
+        fetched.placed = self.bring(groups[0], fetched)
         return fetched
 
     def preload(self) -> None:
         """Bring every expert of the layer, for a model that is to be wholly in memory."""
-        self(Routing.of_all(self.file.num_experts))
+        self(Routing.of_all(self.file.num_experts)).wait()
 
     def bring(self, experts: list[int], fetched: Fetched) -> Placement:
-        """Place experts in the bank, read those that were not there, and note it in `fetched`."""
+        """Place experts in the bank, start to read those that were not there, and note it in
+        `fetched`."""
         with self.bank.lock:
-            return self._bring(experts, fetched)
+            placement = self.bank.place(self.file.layer, experts)
+            fetched.hits += len(experts) - len(placement.misses)
+            fetched.misses += len(placement.misses)
+            if placement.misses:
+                fetched.landings.append(self._read(placement))
+            return placement
 
-    def _bring(self, experts: list[int], fetched: Fetched) -> Placement:
-        placement = self.bank.place(self.file.layer, experts)
+    def _read(self, placement: Placement) -> Landing:
+        misses = np.array(placement.misses)
         pool = self.bank.pool(self.file.layer)
-        reads = [
-            BlockRead(
-                layer=self.file.layer,
-                expert=expert,
-                offset=self.file.offset(expert),
-                buffers=pool.buffers(placement.slots[expert]),
-            )
-            for expert in placement.misses
-        ]
-        fetched.hits += len(experts) - len(placement.misses)
-        fetched.misses += len(placement.misses)
+        batch = BlockBatch(
+            layer=self.file.layer,
+            experts=misses,
+            offsets=self._offsets[misses],
+            addresses=pool.addresses([placement.slots[expert] for expert in placement.misses]),
+            part_nbytes=pool.part_nbytes,
+            owner=pool,
+        )
         try:
-            if reads:
-                records = self.reader.read(reads)
-                fetched.reads += records
-                self.bank.counts.read_nbytes += sum(record.nbytes for record in records)
-            self._verify(placement)
+            pending = self.reader.submit(batch) if self.overlap else _Ended(self.reader.read(batch))
         except BaseException:
-            # What was not read whole must not be found in the bank later.
-            self.bank.forget((self.file.layer, expert) for expert in placement.misses)
+            self.give_up(placement)
             raise
-        return placement
+        landing = Landing(self, placement, pending)
+        if self.overlap:
+            self.bank.landing(landing.settle)
+        else:
+            landing.finish()
+        return landing
 
-    def _verify(self, placement: Placement) -> None:
+    def count(self, records: ReadRecords) -> ReadRecords:
+        """Add what was read to the bank's counts."""
+        self.bank.counts.read_nbytes += records.nbytes
+        return records
+
+    def give_up(self, placement: Placement) -> None:
+        """What was not read whole must not be found in the bank later."""
+        self.bank.forget((self.file.layer, expert) for expert in placement.misses)
+
+    def verify(self, placement: Placement) -> None:
+        """Hold blocks that were read for the first time against their checksums."""
         for expert in self._unverified.intersection(placement.misses):
             block = self.bank.pool(self.file.layer).block(placement.slots[expert])
             self.file.check_block(expert, block, int(self._checksums[expert]))
@@ -166,3 +288,18 @@ class ExpertFetch:
             )
             for p, part in parts.items()
         }
+
+
+class _Ended:
+    """Reads that were waited for already, as a `Pending`."""
+
+    done = True
+
+    def __init__(self, records: ReadRecords) -> None:
+        self._records = records
+
+    def wait(self) -> ReadRecords:
+        return self._records
+
+    def landed(self, least: int = 1) -> Iterator[list[int]]:
+        return iter(())

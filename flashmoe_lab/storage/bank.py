@@ -108,6 +108,7 @@ class ExpertBank:
         self._shelves = list(shelves.values())
         self._shelf_of = {layer.layer: shelves[layer.layout] for layer in layers}
         self.lock = threading.RLock()
+        self._landing: Callable[[], None] | None = None
         self._busy: list[mx.array] = []
         self._busy_nbytes = 0
 
@@ -144,7 +145,8 @@ class ExpertBank:
         """Find or give every expert a slot; the caller reads the misses before anybody computes
         with them.
 
-        Waits for products that were announced with `in_use`, so no slot is overwritten under a
+        Waits for reads that were announced with `landing`, so nothing is found that has not come,
+        and for products that were announced with `in_use`, so no slot is overwritten under a
         reader.
 
         Raises:
@@ -156,6 +158,9 @@ class ExpertBank:
                 f"layer {layer}: {len(experts)} experts at once, "
                 f"the bank has {shelf.pool.slots} slots; use waves()"
             )
+        if self._landing is not None:
+            landing, self._landing = self._landing, None
+            landing()
         if not self.keeps:
             self.forget(list(shelf.slot_of))
         keys = [(layer, expert) for expert in experts]
@@ -190,6 +195,14 @@ class ExpertBank:
             if slot is not None:
                 shelf.policy.discard(key)
                 shelf.free.append(slot)
+
+    def landing(self, finish: Callable[[], None]) -> None:
+        """Announce reads under way into slots that were just placed.
+
+        `finish` waits for them and forgets what did not come; it is called before anything else is
+        placed, and must not raise for a failed read.
+        """
+        self._landing = finish
 
     def in_use(self, product: mx.array) -> None:
         """Announce a lazy product that reads slots: it is finished before any slot is

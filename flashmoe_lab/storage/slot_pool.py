@@ -1,8 +1,9 @@
 """Memory for experts: fixed slots of one block each, seen by MLX as stacked tensors.
 
 Two forms, chosen by the backend:
-* `block` (CPU): one page-aligned stretch of memory, a block a slot, so that a read, direct I/O too,
-  lands where the product reads it. MLX sees strided views.
+* `block` (CPU): one stretch of memory, a block a slot at the start of a page, so that a read,
+  direct I/O too, lands where the product reads it. Huge pages are asked for. MLX sees strided
+  views; native kernels need only `address`, `stride_nbytes` and the layout's offsets.
 * `stacked` (GPU): one contiguous MLX array per component, because GPU kernels index experts as
   packed stacks (CUDA's refuse other strides, Metal's would copy the bank). A read scatters over the
   nine arrays.
@@ -10,12 +11,18 @@ Two forms, chosen by the backend:
 A pool knows slots, not experts: which expert lies in which slot is the bank's business.
 """
 
+import ctypes
+import sys
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
 
 from flashmoe_lab.checkpoint.layer_file import BlockLayout
 
 _PAGE = 4096  # what direct reads ask of an address
+_HUGE_PAGE = 2 << 20
+_MADV_DONTNEED, _MADV_HUGEPAGE = 4, 14  # of Linux
 _TYPES = {
     "F32": (mx.uint32, mx.float32),
     "F16": (mx.uint16, mx.float16),
@@ -31,7 +38,12 @@ class SlotPool:
         layout: what a block holds.
         form: "block" or "stacked".
         components: component name -> MLX array [slots, *component shape] that sees what is read.
+        address, stride_nbytes: of form "block": slot s lies at address + s * stride_nbytes.
+        part_nbytes: uint64 [parts]: lengths of what `addresses` gives.
     """
+
+    address: int
+    stride_nbytes: int
 
     def __init__(self, layout: BlockLayout, slots: int, form: str) -> None:
         if slots < 1:
@@ -48,6 +60,7 @@ class SlotPool:
         else:
             self._allocate_stacked()
         mx.eval(self.components)
+        self._set_addresses()
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +73,10 @@ class SlotPool:
         if self.form == "stacked" and len(self._padding):
             parts.append(memoryview(self._padding))
         return tuple(parts)
+
+    def addresses(self, slots: Sequence[int]) -> np.ndarray:
+        """Where the memory of `buffers` begins, for many slots at once: uint64 [slots, parts]."""
+        return self._starts + np.asarray(slots, np.uint64)[:, None] * self._strides
 
     def block(self, slot: int) -> np.ndarray:
         """A copy of a slot's block, uint8 [block_nbytes]; padding is zero."""
@@ -78,7 +95,9 @@ class SlotPool:
         shift = -raw.ctypes.data % _PAGE
         if shift % 4:
             raise MemoryError("MLX gave memory that is not aligned to 4 bytes")
+        _advise_huge_pages(raw)
         self._memory = [memory]
+        self.address, self.stride_nbytes = raw.ctypes.data + shift, row
         self._views = [raw.reshape(self.slots, row)[:, shift : shift + nbytes]]
         for component in self.layout.components:
             item = 4 if component.dtype in ("U32", "F32") else 2
@@ -97,6 +116,25 @@ class SlotPool:
             raw = _host_bytes(memory)
             self._views.append(raw.reshape(self.slots, component.nbytes))
             self.components[component.name] = memory if kind is storage else memory.view(kind)
+
+    def _set_addresses(self) -> None:
+        parts = [(view.ctypes.data, view.strides[0], view.shape[1]) for view in self._views]
+        if self.form == "stacked" and len(self._padding):
+            parts.append((self._padding.ctypes.data, 0, len(self._padding)))
+        self._starts, self._strides, self.part_nbytes = np.array(parts, np.uint64).T.copy()
+
+
+def _advise_huge_pages(raw: np.ndarray) -> None:
+    """Let the kernel give all-zero private memory anew, in huge pages, when it is first touched."""
+    start = -raw.ctypes.data % _HUGE_PAGE
+    nbytes = (len(raw) - start) // _HUGE_PAGE * _HUGE_PAGE
+    if sys.platform != "linux" or nbytes <= 0:
+        return
+    madvise = ctypes.CDLL(None).madvise
+    where = ctypes.c_void_p(raw.ctypes.data + start), ctypes.c_size_t(nbytes)
+    # Advice where it fails or does nothing leaves memory as it was: zeros, in small pages.
+    if madvise(*where, _MADV_HUGEPAGE) == 0:
+        madvise(*where, _MADV_DONTNEED)
 
 
 def _host_bytes(array: mx.array) -> np.ndarray:

@@ -1,12 +1,11 @@
 """The ways of reading a block: through the page cache, past it, and from a mapping (to compare).
 
-Each is a `Reader` that opens a file and fills one piece's buffers; threads, pieces and errors are
-the base's business (reader.py).
+Each is a `Reader` that opens a file and fills one piece's buffers in Python; threads, pieces and
+errors are the base's and its crew's business (reader.py), and a native crew fills them itself.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -14,10 +13,12 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from flashmoe_lab.storage.reader import ALIGNMENT, BlockRead, Buffers, Reader, cut_buffers
+from flashmoe_lab.storage.blocks import ALIGNMENT, BlockRead, Buffers, address_of, cut_buffers
+from flashmoe_lab.storage.reader import Reader
 
 STAGING_BYTES = 1 << 20  # per thread; small enough that the copy out of it finds it in the L2 cache
 _MAX_BUFFERS = 1024  # IOV_MAX on Linux and macOS
@@ -28,11 +29,13 @@ class PreadReader(Reader):
     """Through the page cache: `preadv` scatters one block into its buffers."""
 
     name = "pread"
+    has_native = True
 
     def _open(self, path: Path) -> int:
         return self._open_fd(path)
 
-    def _read_piece(self, handle: int, piece: BlockRead, thread: int) -> int:
+    def read_piece(self, handle: int, piece: BlockRead, thread: int) -> int:
+        """See `Reader`."""
         return _fill(handle, piece.buffers, piece.offset, piece.nbytes)
 
 
@@ -45,16 +48,11 @@ class DirectReader(Reader):
     """
 
     name = "direct"
+    has_native = True
+    direct = sys.platform != "darwin"
 
-    def __init__(
-        self,
-        paths: Mapping[int, Path],
-        *,
-        threads: int = 8,
-        split: int = 1,
-        staged: bool = False,
-    ) -> None:
-        super().__init__(paths, threads=threads, split=split, staged=staged)
+    def __init__(self, paths: Mapping[int, Path], **settings: Any) -> None:
+        super().__init__(paths, **settings)
         self._staging: dict[int, np.ndarray] = {}
         self._resources.callback(self._staging.clear)
 
@@ -71,7 +69,8 @@ class DirectReader(Reader):
             advice = 'its file system refuses direct I/O (O_DIRECT); use reader="pread"'
             raise OSError(errno.EINVAL, advice) from None
 
-    def _read_piece(self, handle: int, piece: BlockRead, thread: int) -> int:
+    def read_piece(self, handle: int, piece: BlockRead, thread: int) -> int:
+        """See `Reader`."""
         if sys.platform == "darwin":
             return _fill(handle, piece.buffers, piece.offset, piece.nbytes)
         aligned = piece.offset % ALIGNMENT == 0 and all(map(_is_aligned, piece.buffers))
@@ -97,7 +96,8 @@ class MmapReader(Reader):
             return b""  # mmap refuses an empty file; every read of it is short
         return self._resources.enter_context(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
 
-    def _read_piece(self, handle: mmap.mmap | bytes, piece: BlockRead, thread: int) -> int:
+    def read_piece(self, handle: mmap.mmap | bytes, piece: BlockRead, thread: int) -> int:
+        """See `Reader`."""
         got = min(piece.nbytes, max(0, len(handle) - piece.offset))
         if got == piece.nbytes:
             _scatter(np.frombuffer(handle, np.uint8, got, piece.offset), piece.buffers)
@@ -109,11 +109,11 @@ READERS: dict[str, type[Reader]] = {
 }
 
 
-def open_reader(name: str, paths: Mapping[int, Path], **settings: int | bool) -> Reader:
+def open_reader(name: str, paths: Mapping[int, Path], **settings: Any) -> Reader:
     """Make the reader called `name`; settings as for `Reader`; ValueError for other names."""
     if name not in READERS:
         raise ValueError(f"reader must be one of {sorted(READERS)}, got {name!r}")
-    return READERS[name](paths, **settings)  # pyright: ignore[reportArgumentType]
+    return READERS[name](paths, **settings)
 
 
 def _preadv(fd: int, buffers: Buffers, offset: int) -> int:
@@ -163,4 +163,4 @@ def _scatter(source: np.ndarray, buffers: Buffers) -> None:
 def _is_aligned(buffer: memoryview) -> bool:
     if len(buffer) % ALIGNMENT:
         return False
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % ALIGNMENT == 0
+    return address_of(buffer) % ALIGNMENT == 0

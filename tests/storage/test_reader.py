@@ -7,20 +7,22 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flashmoe_lab.storage import reader as reader_module
-from flashmoe_lab.storage import ways
+from flashmoe_lab.storage import native_crew, python_crew, ways
 from flashmoe_lab.storage.reader import BlockRead, ReadError
-from flashmoe_lab.storage.ways import READERS, open_reader
+from flashmoe_lab.storage.ways import READERS
 
 BLOCK = 49152  # bytes
 BLOCKS = 40
 LAYERS = (0, 7)
-PREADERS = ["pread", "direct"]
+# A native crew reads without ways._preadv, so tests that replace it name the Python one.
+PREADERS = ["pread/python", "direct/python"]
+CREWS = ["pread", "direct", "mmap", *PREADERS] if native_crew.is_built() else list(READERS)
 real_preadv = ways._preadv
 
 
@@ -35,14 +37,20 @@ def paths(tmp_path):
     return paths
 
 
-@pytest.fixture(params=READERS)
+def open_reader(name, paths, **settings):
+    """`ways.open_reader`; "pread/python" asks for the crew of Python threads."""
+    way, _, crew = name.partition("/")
+    return ways.open_reader(way, paths, native=False if crew else None, **settings)
+
+
+@pytest.fixture(params=CREWS)
 def name(request, paths):
     skip_if_refused(request.param, paths[0])
     return request.param
 
 
 def skip_if_refused(name: str, path: Path) -> None:
-    if name == "direct" and sys.platform == "linux":
+    if name.startswith("direct") and sys.platform == "linux":
         try:
             os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
         except OSError:
@@ -72,8 +80,17 @@ def expected(read: BlockRead) -> bytes:
     return DATA[read.layer][read.offset : read.offset + read.nbytes]
 
 
-def reader_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("reader-")]
+def thread_ids() -> set[str]:
+    """The kernel's numbers of this process's threads, Python's and others."""
+    return set(os.listdir("/proc/self/task"))
+
+
+def wait_until(condition) -> None:
+    # The kernel may list a thread for a moment after it was joined.
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("split", range(1, 6))
@@ -234,14 +251,14 @@ def test_io_error_keeps_its_number(paths, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(ways, "_preadv", fail)
-    with open_reader("pread", paths) as reader, pytest.raises(ReadError) as caught:
+    with open_reader("pread/python", paths) as reader, pytest.raises(ReadError) as caught:
         reader.read([block(4)])
     assert caught.value.errno == errno.EIO and "expert 4" in str(caught.value)
 
 
 def test_unexpected_error_comes_through(paths, monkeypatch):
     monkeypatch.setattr(ways, "_preadv", lambda *_: 1 // 0)
-    with open_reader("pread", paths) as reader, pytest.raises(ZeroDivisionError):
+    with open_reader("pread/python", paths) as reader, pytest.raises(ZeroDivisionError):
         reader.read([block(4)])
 
 
@@ -258,7 +275,7 @@ def test_error_waits_for_every_piece(paths, monkeypatch):
 
     monkeypatch.setattr(ways, "_preadv", preadv)
     caught = []
-    with open_reader("pread", paths, threads=2) as reader:
+    with open_reader("pread/python", paths, threads=2) as reader:
         slow = block(1)
         pending = reader.submit([block(0), slow])
 
@@ -292,9 +309,9 @@ def test_interrupted_wait_still_waits(paths, monkeypatch):
             return super().wait(timeout)
 
     monkeypatch.setattr(ways, "_preadv", held)
-    with open_reader("pread", paths) as reader:
+    with open_reader("pread/python", paths) as reader:
         reads = [block(e) for e in range(BLOCKS)]
-        monkeypatch.setattr(reader_module.threading, "Event", Interrupted)
+        monkeypatch.setattr(python_crew.threading, "Event", Interrupted)
         pending = reader.submit(reads)
         with pytest.raises(KeyboardInterrupt):
             pending.wait()
@@ -311,7 +328,7 @@ def test_reads_run_at_once(paths, blocks, split, monkeypatch):
         return real_preadv(fd, buffers, offset)
 
     monkeypatch.setattr(ways, "_preadv", meet)
-    with open_reader("pread", paths, threads=6, split=split) as reader:
+    with open_reader("pread/python", paths, threads=6, split=split) as reader:
         records = reader.read([block(e) for e in range(blocks)])
     assert sorted(r.thread for r in records) == list(range(6))
 
@@ -324,7 +341,7 @@ def test_submit_does_not_wait(paths, monkeypatch):
         return real_preadv(fd, buffers, offset)
 
     monkeypatch.setattr(ways, "_preadv", held)
-    with open_reader("pread", paths, threads=2) as reader:
+    with open_reader("pread/python", paths, threads=2) as reader:
         batches = [reader.submit([block(e)]) for e in range(5)]
         assert not any(batch.done for batch in batches)
         let_go.set()
@@ -335,19 +352,17 @@ def test_submit_does_not_wait(paths, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc/self/fd")
 @pytest.mark.parametrize("way", ["close", "drop"])
 def test_nothing_is_left_behind(paths, name, way):
-    threads, fds = reader_threads(), set(os.listdir("/proc/self/fd"))
+    threads, fds = thread_ids(), set(os.listdir("/proc/self/fd"))
     reader = open_reader(name, paths, threads=5)
     reader.read([block(1, layer=layer, buffers=(memory(BLOCK, 3),)) for layer in LAYERS])
-    started = [t for t in reader_threads() if t not in threads]
+    started = thread_ids() - threads
     assert len(started) == 5 and len(os.listdir("/proc/self/fd")) > len(fds)
     if way == "close":
         reader.close()
         reader.close()
     del reader
     gc.collect()
-    for thread in started:
-        thread.join(30)
-    assert reader_threads() == threads
+    wait_until(lambda: not started & thread_ids())
     # The listing itself opens one file, whose number may differ.
     assert len(os.listdir("/proc/self/fd")) == len(fds)
 
@@ -392,10 +407,10 @@ def test_dropped_reader_does_not_hold_the_process(paths):
     ],
 )
 def test_bad_settings(paths, settings, message):
-    before = reader_threads()
+    before = threading.enumerate()
     with pytest.raises(ValueError, match=message):
         open_reader("pread", paths, **settings)
-    assert reader_threads() == before
+    assert threading.enumerate() == before
 
 
 def test_unknown_reader(paths):
