@@ -1,0 +1,117 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "isa.h"
+#include "linear.h"
+#include "scratch.h"
+#include "threads.h"
+
+namespace flashmoe {
+namespace {
+
+// Keys are taken in blocks that begin at multiples of this, whoever computes them and whatever
+// comes with them, and blocks are put together in order: so a row's bits never change.
+constexpr int64_t kBlock = 256;
+
+// Halves i and i + rotary_dim / 2 of a head are a pair; cosines and sines [rotary_dim / 2].
+void rotate(float* x, int64_t half, const float* cosines, const float* sines) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cosines[i] - b * sines[i];
+    x[i + half] = b * cosines[i] + a * sines[i];
+  }
+}
+
+// Normalise and rotate a token's queries and its key, put key and value in their place.
+void place(const Attention& a, int64_t position, float* q, float* k, const float* v, float* keys,
+           float* values, int64_t size) {
+  const Kernels& kernel = kernels();
+  const int64_t half = a.rotary_dim / 2;
+  std::vector<float> angles(2 * half);
+  for (int64_t i = 0; i < half; ++i) {
+    const double angle = position * std::pow(a.rope_theta, -static_cast<double>(i) / half);
+    angles[i] = static_cast<float>(std::cos(angle));
+    angles[half + i] = static_cast<float>(std::sin(angle));
+  }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(a.dim));
+  for (int64_t h = 0; h < a.heads; ++h) {
+    float* one = q + h * 2 * a.dim;  // its gate lies beside it
+    kernel.rms_norm(one, a.q_norm, a.dim, a.eps, one);
+    rotate(one, half, angles.data(), angles.data() + half);
+    for (int64_t i = 0; i < a.dim; ++i) one[i] *= scale;
+  }
+  for (int64_t h = 0; h < a.kv_heads; ++h) {
+    const int64_t to = (h * size + position) * a.dim;
+    kernel.rms_norm(k + h * a.dim, a.k_norm, a.dim, a.eps, keys + to);
+    rotate(keys + to, half, angles.data(), angles.data() + half);
+    std::memcpy(values + to, v + h * a.dim, 4 * a.dim);
+  }
+}
+
+// One block's part is [dim + 2]: a sum, the largest score in it and the sum of exponentials.
+void merge(float* total, const float* part, int64_t dim) {
+  const float top = std::max(total[dim], part[dim]);
+  const float keep = std::exp(total[dim] - top), add = std::exp(part[dim] - top);
+  for (int64_t i = 0; i < dim; ++i) total[i] = total[i] * keep + part[i] * add;
+  total[dim] = top;
+  total[dim + 1] = total[dim + 1] * keep + part[dim + 1] * add;
+}
+
+}  // namespace
+
+void attention(const Attention& a, const float* x, int64_t tokens, int64_t position, float* keys,
+               float* values, int64_t size, float* out) {
+  const int64_t dim = a.dim, group = a.heads / a.kv_heads, kv = a.kv_heads * dim;
+  const int64_t blocks = (position + tokens + kBlock - 1) / kBlock, part = group * (dim + 2);
+  auto* work = static_cast<float*>(
+      scratch(Piece::hidden, 4 * tokens * (3 * a.heads * dim + 2 * kv)));
+  float *q = work, *k = q + tokens * 2 * a.heads * dim, *v = k + tokens * kv;
+  float* mixed = v + tokens * kv;
+  const Matrix* ms[] = {&a.q, &a.k, &a.v};
+  float* ys[] = {q, k, v};
+  linear(ms, ys, 3, x, tokens);
+  parallel_for(tokens, [&](int64_t t) {
+    place(a, position + t, q + t * 2 * a.heads * dim, k + t * kv, v + t * kv, keys, values, size);
+  });
+
+  // A task is a token, a key head and some of its blocks: each by itself where there are few tokens.
+  const int64_t tasks_of = tokens < 8 ? blocks : 1;
+  auto* parts = static_cast<float*>(
+      scratch(Piece::stage, 4 * tokens * a.kv_heads * tasks_of * part));
+  parallel_for(tokens * a.kv_heads * tasks_of, [&](int64_t n) {
+    const int64_t t = n / tasks_of / a.kv_heads, head = n / tasks_of % a.kv_heads;
+    const int64_t length = position + t + 1, which = n % tasks_of;
+    auto* memory = static_cast<float*>(scratch(
+        Piece::numbers, 4 * (group * dim + part + (group + 8) * (kBlock + 16))));
+    float *queries = memory, *extra = queries + group * dim, *scores = extra + part;
+    for (int64_t j = 0; j < group; ++j)
+      std::memcpy(queries + j * dim, q + (t * a.heads + head * group + j) * 2 * dim, 4 * dim);
+    float* total = parts + n * part;
+    bool begun = false;
+    for (int64_t b = which; b * kBlock < length; b += tasks_of) {
+      const int64_t from = (head * size + b * kBlock) * dim;
+      kernels().attend(queries, group, dim, keys + from, values + from,
+                       std::min(kBlock, length - b * kBlock), scores, begun ? extra : total);
+      if (begun)
+        for (int64_t j = 0; j < group; ++j) merge(total + j * (dim + 2), extra + j * (dim + 2), dim);
+      begun = true;
+    }
+  });
+  parallel_for(tokens, [&](int64_t t) {
+    const int64_t used = (position + t) / kBlock + 1;
+    for (int64_t h = 0; h < a.heads; ++h) {
+      float* first = parts + (t * a.kv_heads + h / group) * tasks_of * part + h % group * (dim + 2);
+      for (int64_t b = 1; b < std::min(tasks_of, used); ++b) merge(first, first + b * part, dim);
+      float* to = mixed + (t * a.heads + h) * dim;
+      for (int64_t i = 0; i < dim; ++i) to[i] = first[i] / first[dim + 1];
+      kernels().sigmoid_scale(q + (t * a.heads + h) * 2 * dim + dim, to, dim, to);
+    }
+  });
+  linear(a.out, mixed, tokens, out);
+}
+
+}  // namespace flashmoe

@@ -1,0 +1,179 @@
+// Products of codes with int16 activations: exact sums within a span, one float step for each.
+//
+//   y = sum over spans of scale * x_scale * (sum code * value) + bias * x_sum
+//
+// Codes are split into 16-bit fields as they lie: the low and high parts of every 16-bit word, with
+// activations stored in the same order, so that nothing is moved. A 32-bit lane adds up neighbours.
+
+constexpr int kIntegerRows = 4;
+constexpr int kIntegerTokens = 4;
+constexpr int64_t kIntegerColumns = 1024;  // unpacked at a time for many tokens
+
+template <int bits>
+struct Unit {
+  static constexpr int fields = bits == 2 ? 8 : bits == 4 ? 4 : 2;
+  static constexpr int columns = 32 * fields;
+  static constexpr int nbytes = columns * bits / 8;
+  static constexpr int width = 16 / fields;  // bits of a field
+
+  static Bytes raw(const uint8_t* p) {
+    if constexpr (bits == 2 || bits == 4) return load_bytes(p);
+    return unpack<bits>(p);
+  }
+  template <class Op>
+  static void each_field(const uint8_t* p, Op op) {
+    const Bytes some = raw(p);
+    op(0, field<0, width>(some));
+    if constexpr (fields == 2) op(1, field<8, width>(some));
+    if constexpr (fields == 4) {
+      op(1, field<4, width>(some));
+      op(2, field<8, width>(some));
+      op(3, field<12, width>(some));
+    }
+    if constexpr (fields == 8) {
+      op(1, field<2, width>(some));
+      op(2, field<4, width>(some));
+      op(3, field<6, width>(some));
+      op(4, field<8, width>(some));
+      op(5, field<10, width>(some));
+      op(6, field<12, width>(some));
+      op(7, field<14, width>(some));
+    }
+  }
+};
+
+// The biases' part of a product: 16 lanes over the spans.
+inline F bias_sum(const float* biases, const float* sums, int64_t room) {
+  F total = zero();
+  for (int64_t i = 0; i < room; i += 16) total = fma(load(biases + i), load(sums + i), total);
+  return total;
+}
+
+template <int bits, int span>
+struct Integer {
+  using U = Unit<bits>;
+  static constexpr int spans = U::columns / span;  // of a unit
+
+  static void one(const Matrix& m, const Row& x, int64_t first, int64_t last, float* y) {
+    const int64_t room = span_room(m), whole = m.cols / U::columns;
+    auto* scales = static_cast<float*>(scratch(Piece::numbers, 8 * room));
+    float* biases = scales + room;
+    const auto* values = static_cast<const int16_t*>(x.values);
+    for (int64_t r = first; r < last; ++r) {
+      spread_numbers(m, m.scales, r, scales);
+      spread_numbers(m, m.biases, r, biases);
+      for (int64_t i = 0; i < room; i += 16)
+        store(scales + i, mul(load(scales + i), load(x.scales + i)));
+      const uint8_t* codes = m.weight + r * m.row_nbytes();
+      F total = zero();
+      for (int64_t u = 0; u < whole; ++u)
+        total = step(codes + U::nbytes * u, values + U::columns * u, scales + spans * u, total);
+      if (m.cols % U::columns) {
+        uint8_t rest[64] = {};
+        std::memcpy(rest, codes + U::nbytes * whole, m.cols % U::columns / 8 * bits);
+        total = step(rest, values + U::columns * whole, scales + spans * whole, total);
+      }
+      y[r - first] = sum(add(total, bias_sum(biases, x.sums, room)));
+    }
+  }
+
+  static F step(const uint8_t* p, const int16_t* x, const float* scales, F total) {
+    I part = no_ints();
+    U::each_field(p, [&](int f, Bytes words) { part = dot(words, x + 32 * f, part); });
+    return fma(floats(part), spread<spans>(scales), total);
+  }
+
+  // Words w [kIntegerRows, kIntegerColumns] and scales [tokens, rows, ...] for some units.
+  static void tile(const int16_t* w, const int16_t* const* x, const float* scales,
+                   int64_t scale_stride, int64_t units, F* totals) {
+    F total[kIntegerTokens][kIntegerRows];
+    for (int t = 0; t < kIntegerTokens; ++t)
+      for (int i = 0; i < kIntegerRows; ++i) total[t][i] = totals[t * kIntegerRows + i];
+    for (int64_t u = 0; u < units; ++u) {
+      const int64_t at = u * U::columns;
+      for (int i = 0; i < kIntegerRows; ++i) {
+        Bytes words[U::fields];
+        for (int f = 0; f < U::fields; ++f)
+          words[f] = load_bytes(w + i * kIntegerColumns + at + 32 * f);
+        for (int t = 0; t < kIntegerTokens; ++t) {
+          I part = no_ints();
+          for (int f = 0; f < U::fields; ++f) part = dot(words[f], x[t] + at + 32 * f, part);
+          const float* scale = scales + (t * kIntegerRows + i) * scale_stride + u * spans;
+          total[t][i] = fma(floats(part), spread<spans>(scale), total[t][i]);
+        }
+      }
+    }
+    for (int t = 0; t < kIntegerTokens; ++t)
+      for (int i = 0; i < kIntegerRows; ++i) totals[t * kIntegerRows + i] = total[t][i];
+  }
+
+  // Units [u, u + count) of a row as words.
+  static void unpack_row(const Matrix& m, int64_t r, int64_t u, int64_t count, int16_t* out) {
+    const uint8_t* codes = m.weight + r * m.row_nbytes();
+    const int64_t whole = m.cols / U::columns;
+    for (int64_t j = 0; j < count; ++j, ++u, out += U::columns) {
+      uint8_t rest[64] = {};
+      const uint8_t* p = codes + U::nbytes * u;
+      if (u >= whole) {
+        std::memcpy(rest, p, m.cols % U::columns / 8 * bits);
+        p = rest;
+      }
+      U::each_field(p, [&](int f, Bytes words) { store_bytes(out + 32 * f, words); });
+    }
+  }
+
+  static void many(const Matrix& m, const Row* x, int64_t tokens, int64_t first, int64_t last,
+                   float* y, int64_t y_stride) {
+    constexpr int64_t chunk = kIntegerColumns / U::columns;  // units
+    constexpr int64_t chunk_spans = kIntegerColumns / span, scale_stride = chunk_spans + 16;
+    constexpr int64_t tile_sums = kIntegerTokens * kIntegerRows;
+    const int64_t room = span_room(m), units = (m.cols + U::columns - 1) / U::columns;
+    const int64_t tiles = (tokens + kIntegerTokens - 1) / kIntegerTokens;
+    auto* scales = static_cast<float*>(
+        scratch(Piece::numbers, 4 * (2 * kIntegerRows * room + tile_sums * scale_stride)));
+    float* biases = scales + kIntegerRows * room;
+    float* both = biases + kIntegerRows * room;
+    auto* words =
+        static_cast<int16_t*>(scratch(Piece::weights, 2 * kIntegerRows * kIntegerColumns));
+    auto* totals = static_cast<F*>(scratch(Piece::sums, tiles * tile_sums * sizeof(F)));
+    for (int64_t r = first; r < last; r += kIntegerRows) {
+      for (int i = 0; i < kIntegerRows; ++i) {
+        spread_numbers(m, m.scales, smaller(r + i, last - 1), scales + i * room);
+        spread_numbers(m, m.biases, smaller(r + i, last - 1), biases + i * room);
+      }
+      for (int64_t i = 0; i < tiles * tile_sums; ++i) totals[i] = zero();
+      for (int64_t u = 0; u < units; u += chunk) {
+        const int64_t count = smaller(chunk, units - u);
+        for (int i = 0; i < kIntegerRows; ++i)
+          unpack_row(m, smaller(r + i, last - 1), u, count, words + i * kIntegerColumns);
+        for (int64_t b = 0; b < tiles; ++b) {
+          const int16_t* at[kIntegerTokens];
+          for (int t = 0; t < kIntegerTokens; ++t) {
+            const Row& row = x[smaller(b * kIntegerTokens + t, tokens - 1)];
+            at[t] = static_cast<const int16_t*>(row.values) + u * U::columns;
+            for (int i = 0; i < kIntegerRows; ++i)
+              for (int64_t s = 0; s < count * spans; s += 16)
+                store(both + (t * kIntegerRows + i) * scale_stride + s,
+                      mul(load(scales + i * room + u * spans + s),
+                          load(row.scales + u * spans + s)));
+          }
+          tile(words, at, both, scale_stride, count, totals + b * tile_sums);
+        }
+      }
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int i = 0; i < kIntegerRows && r + i < last; ++i)
+          y[t * y_stride + r + i - first] =
+              sum(add(totals[t * kIntegerRows + i],
+                      bias_sum(biases + i * room, x[t].sums, room)));
+    }
+  }
+};
+
+template <int bits, int span>
+void integer(const Matrix& m, const Row* x, int64_t tokens, int64_t first, int64_t last, float* y,
+             int64_t y_stride) {
+  if (tokens == 1)
+    Integer<bits, span>::one(m, *x, first, last, y);
+  else
+    Integer<bits, span>::many(m, x, tokens, first, last, y, y_stride);
+}

@@ -1,0 +1,14 @@
+// Memory of one thread that is used again by the next call: nothing is allocated once it has grown.
+#pragma once
+
+#include <cstdint>
+
+namespace flashmoe {
+
+// Who uses a piece; two pieces in use at a time must differ.
+enum class Piece { weights, sums, rows, numbers, hidden, stage, count };
+
+// At least `nbytes` of 64-byte aligned memory; its content is whatever was left there.
+void* scratch(Piece piece, int64_t nbytes);
+
+}  // namespace flashmoe

@@ -1,0 +1,159 @@
+#include "threads.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace flashmoe {
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr int kSpins = 2000;  // some tens of microseconds: the next call of a layer comes sooner
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+thread_local bool working = false;  // within a body
+
+class Pool {
+ public:
+  explicit Pool(int workers) {
+    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { serve(); });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> hold(mutex_);
+      stop_ = true;
+      ticket_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void run(int64_t count, const std::function<void(int64_t)>& body) {
+    {
+      std::lock_guard<std::mutex> hold(mutex_);
+      body_ = &body;
+      count_ = count;
+      next_.store(0, std::memory_order_relaxed);
+      open_ = true;
+      ticket_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    work(body, count);
+    {
+      // Who has not come by now is not waited for: a sleeping thread wakes late.
+      std::lock_guard<std::mutex> hold(mutex_);
+      open_ = false;
+    }
+    while (inside_.load(std::memory_order_acquire)) pause();
+  }
+
+ private:
+  void work(const std::function<void(int64_t)>& body, int64_t count) {
+    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+  }
+
+  void serve() {
+    working = true;
+    uint64_t seen = 0;
+    for (;;) {
+      for (int i = 0; i < kSpins && ticket_.load(std::memory_order_acquire) == seen; ++i) pause();
+      std::unique_lock<std::mutex> hold(mutex_);
+      wake_.wait(hold, [&] { return ticket_.load(std::memory_order_relaxed) != seen; });
+      seen = ticket_.load(std::memory_order_relaxed);
+      if (stop_) return;
+      if (!open_) continue;
+      inside_.fetch_add(1, std::memory_order_relaxed);
+      const auto& body = *body_;
+      const int64_t count = count_;
+      hold.unlock();
+      work(body, count);
+      inside_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> ticket_{0};  // jobs handed out so far
+  std::atomic<int> inside_{0};       // workers on the job in hand
+  bool open_ = false, stop_ = false;
+  const std::function<void(int64_t)>* body_ = nullptr;
+  int64_t count_ = 0;
+  std::atomic<int64_t> next_{0};
+};
+
+struct Owner {
+  std::mutex mutex;
+  Pool* pool = nullptr;
+  std::atomic<int> wanted{0};
+};
+
+alignas(Owner) unsigned char one_memory[sizeof(Owner)];
+
+// Never destroyed: at exit its threads sleep, and a daemon thread may still call.
+Owner* owner() {
+  static Owner* one = [] {
+    // A child of fork has none of the threads: it leaves the old pool behind and starts anew.
+    pthread_atfork(nullptr, nullptr, [] { new (one_memory) Owner; });
+    return new (one_memory) Owner;
+  }();
+  return one;
+}
+
+}  // namespace
+
+int available_threads() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  const unsigned count = std::thread::hardware_concurrency();
+  return count ? static_cast<int>(count) : 1;
+}
+
+int threads() {
+  const int wanted = owner()->wanted.load();
+  return wanted ? wanted : available_threads();
+}
+
+void set_threads(int count) {
+  if (count < 1 || count > kMaxThreads)
+    throw std::invalid_argument("threads is " + std::to_string(count) + "; it must be 1 to " +
+                                std::to_string(kMaxThreads));
+  std::lock_guard<std::mutex> hold(owner()->mutex);
+  owner()->wanted.store(count);
+  delete owner()->pool;
+  owner()->pool = nullptr;
+}
+
+void parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
+  std::unique_lock<std::mutex> hold(owner()->mutex, std::defer_lock);
+  if (count < 2 || working || threads() == 1 || !hold.try_lock()) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  if (!owner()->pool) owner()->pool = new Pool(threads() - 1);
+  working = true;
+  owner()->pool->run(count, body);
+  working = false;
+}
+
+}  // namespace flashmoe

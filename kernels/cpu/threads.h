@@ -1,0 +1,21 @@
+// A small pool of threads that sleeps when there is nothing to do.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace flashmoe {
+
+// Threads that work on one call, the caller among them.
+int threads();
+void set_threads(int count);
+
+// Processors that this process may run on.
+int available_threads();
+
+// Runs body(i) for every i in [0, count), shared out over the threads as they come free; returns
+// when all are done. What a body computes must depend on i alone, never on the thread. A call from
+// within a body, or while another thread uses the pool, runs in the calling thread.
+void parallel_for(int64_t count, const std::function<void(int64_t)>& body);
+
+}  // namespace flashmoe
