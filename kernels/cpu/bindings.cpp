@@ -14,6 +14,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace flashmoe {
+
+void bind_read_pool(nb::module_& module);  // bind_read_pool.cpp
+
 namespace {
 
 Kind kind_named(const std::string& name) {
@@ -242,4 +245,5 @@ NB_MODULE(_native, module) {
   bind_experts(module);
   bind_mixers(module);
   bind_small(module);
+  bind_read_pool(module);
 }
