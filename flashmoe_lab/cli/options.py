@@ -11,7 +11,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def add_model(command: argparse.ArgumentParser) -> None:
     """The model that a command runs."""
-    command.add_argument("model", help="a packed checkpoint, or demo: the bundled model")
+    command.add_argument(
+        "model", help="a packed checkpoint, or demo: the bundled model (a directory is ./demo)"
+    )
     command.add_argument(
         "--bits",
         type=demo_bits,

@@ -16,7 +16,6 @@ from typing import Any
 
 import flashmoe_lab as fl
 from flashmoe_lab.demo import packed_at
-from flashmoe_lab.progress import ProgressLine
 from flashmoe_lab.study.journal import Journal
 from flashmoe_lab.study.scorer import judge
 
@@ -62,15 +61,14 @@ def _ours(
     engine: fl.Engine, rows: list[dict[str, Any]], answers: Path, identity: str
 ) -> dict[int, list[int]]:
     ours: dict[int, list[int]] = {}
-    work = sum(len(row["prompt"]) + len(row["answer"]) for row in rows)
     journal = Journal(answers.with_name(answers.name + ".ours"), {"source": identity})
-    with journal, ProgressLine("our answers (tokens as bytes)", work) as progress:
-        for row in rows:
+    with journal:
+        for count, row in enumerate(rows, 1):
             key = str(row["line"])
             if journal.get(key) is None:
                 journal.add(key, engine.generate(row["prompt"], 160).tokens)
             ours[row["line"]] = journal.get(key)
-            progress(len(row["prompt"]) + len(row["answer"]))
+            print(f"{count} of {len(rows)} answered", end="\r", file=sys.stderr, flush=True)
     return ours
 
 

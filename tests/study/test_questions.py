@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from flashmoe_lab.bundled import bundled
 from flashmoe_lab.study.questions import Passages, Question, Tasks, in_fair_order
+from flashmoe_lab.study.scorer import judge
 
 KINDS = {"tool": 40, "json": 30, "list": 20, "arith": 10}
 
@@ -103,6 +105,22 @@ def test_damaged_files(prompts: Path, content: str, words: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="eval.jsonl: no such file"):
         Tasks.read(_encode, tmp_path)
+
+
+def test_the_bundled_prompts() -> None:
+    place = bundled("prompts")
+    if not (place / "eval.jsonl").exists():
+        pytest.skip(f"the prompts are not in {place}")
+    tasks = Tasks.read(_encode, place)
+    assert len(tasks.questions) == 500
+    assert len({bytes(question.tokens) for question in tasks.questions}) == 500
+    kinds = {question.kind for question in tasks.questions}
+    assert kinds == {"tool", "tool_parallel", "tool_chain", "json", "list", "arith", "memory"}
+    for question in tasks.questions:
+        assert not judge(question.check, "").exact
+        assert bytes(question.tokens).endswith(b"<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert len({passages.part for passages in tasks.passages}) > 10
+    assert all(any(trained) for passages in tasks.passages for _, trained in passages.texts)
 
 
 def test_work_is_counted_in_tokens() -> None:
