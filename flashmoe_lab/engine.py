@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -33,9 +33,6 @@ from flashmoe_lab.tokenizer import Tokenizer
 from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.watch import NOBODY
 from flashmoe_lab.weights import Weights, activation_dtype
-
-if TYPE_CHECKING:
-    from flashmoe_lab.tracing import Tracer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +183,8 @@ class Engine:
         prefill_chunk: int = PREFILL_CHUNK,
         progress: Callable[[int, int], None] | None = None,
         trace: str | None = None,
+        record: Sequence[str] = (),
+        record_gb: float = 1.0,
         **sampling: Any,
     ) -> Run:
         """Generate, giving each token as it is made: `for step in engine.stream_generate(...)`.
@@ -197,6 +196,8 @@ class Engine:
             prefill_chunk: prompt tokens that go through the layers together.
             progress: told (prompt tokens read, of how many), from the engine's thread.
             trace: "flow" or "stages" keeps a record, which is `run.trace` when the run is over.
+            record: arrays that the record is to hold, by pattern: "layers.*.mixer.decay".
+            record_gb: how much they may take, in 10**9 bytes; `run.record_nbytes` says how much.
             sampling: fields of `Sampling` (temperature, top_p, seed, ...); greedy without.
 
         Raises:
@@ -213,46 +214,33 @@ class Engine:
         request.check(self.model)
         if num_experts_per_tok is not None:
             check_num_experts_per_tok(num_experts_per_tok, self.config.num_experts)
+        watch = NOBODY
+        if trace:
+            # Only here: the tables' libraries take half a second to import.
+            from flashmoe_lab.trace_setup import make_tracer
 
-        tracer = self._tracer(trace, request) if trace else None
+            watch = make_tracer(self, request, trace, record, record_gb)
 
         def work(run: Run) -> None:
             run.intercepted += self.model.intercepted
-            watch = tracer or NOBODY
-            try:
-                watch.run_begins()
-                for response in generate_tokens(
-                    self.model,
-                    self.bank,
-                    self.tokenizer,
-                    request,
-                    run.stats,
-                    progress,
-                    lambda: run.stopped or self._thread.closing,
-                    watch,
-                ):
-                    run.put(response)
-                if run.stats.prefill.tokens < len(request.prompt):
-                    run.finish_reason = "cancelled"  # no response could say so
-            except BaseException as error:
-                run.put(error)
-            finally:
-                run.intercepted += self.model.intercepted
-                watch.run_ends()
-                run.trace = tracer.trace if tracer else None
-                run.end()
+            responses = generate_tokens(
+                self.model,
+                self.bank,
+                self.tokenizer,
+                request,
+                run.stats,
+                progress,
+                lambda: run.stopped or self._thread.closing,
+                watch,
+            )
+            if run.carry_out(responses, watch) and run.stats.prefill.tokens < len(request.prompt):
+                run.finish_reason = "cancelled"  # no response could say so
+            run.intercepted += self.model.intercepted
+            run.end()
 
-        return Run(lambda run: self._thread.submit(lambda: work(run)) and None, num_experts_per_tok)
-
-    def _tracer(self, mode: str, request: GenerationRequest) -> "Tracer":
-        # Only here: the tables' libraries take half a second to import.
-        from flashmoe_lab.trace import Recorder
-        from flashmoe_lab.trace_facts import conditions
-        from flashmoe_lab.tracing import Tracer
-
-        stream = self.tokenizer.stream() if self.tokenizer else None
-        facts = conditions(self.checkpoint, self.settings, self.bank, self.resident_nbytes, request)
-        return Tracer(self.model, Recorder(mode), stream.add if stream else lambda _: "", facts)
+        run = Run(lambda run: self._thread.submit(lambda: work(run)) and None, num_experts_per_tok)
+        run.record_nbytes = watch.record_nbytes
+        return run
 
     def generate(
         self, prompt: str | Sequence[int], max_tokens: int = 256, **options: Any

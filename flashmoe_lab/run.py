@@ -13,6 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from flashmoe_lab.generation import GenerationResponse, RunStats
+from flashmoe_lab.watch import Watch
 
 if TYPE_CHECKING:
     from flashmoe_lab.trace import Trace
@@ -32,12 +33,14 @@ class Run:
         num_experts_per_tok: K; None is the engine's.
         intercepted: patterns of stages whose results were intercepted meanwhile.
         trace: the record, when the run is over and one was asked for.
+        record_nbytes: what the record's arrays may take, known before the run.
     """
 
     def __init__(self, start: Work, num_experts_per_tok: int | None = None) -> None:
         self.num_experts_per_tok = num_experts_per_tok
         self.intercepted: list[str] = []
         self.trace: Trace | None = None
+        self.record_nbytes = 0
         self.stats = RunStats()
         self.text = ""
         self.tokens: list[int] = []
@@ -132,6 +135,24 @@ class Run:
     def put(self, item: GenerationResponse | BaseException) -> None:
         """Hand over a response, or the error that ended the run."""
         self._put(item)
+
+    def carry_out(self, responses: Iterator[GenerationResponse], watch: Watch) -> bool:
+        """Hand over every response and keep the record; False if an error ended it."""
+        right = True
+        try:
+            watch.run_begins()
+            for response in responses:
+                self.put(response)
+        except BaseException as error:
+            right = False
+            self.put(error)
+        try:
+            watch.run_ends()
+            self.trace = watch.trace
+        except BaseException as error:  # whoever waits for the run must hear of it
+            right = False
+            self.put(error)
+        return right
 
     def end(self) -> None:
         """Nothing more will come."""

@@ -32,8 +32,7 @@ def write_rows(
     """Add everything that these passes did to the recorder's tables."""
     add_tokens(recorder, passes, text)
     _add_routing(recorder, passes)
-    for one in passes:
-        _add_reads(recorder, one)
+    _add_reads(recorder, passes)
     _add_spans(recorder, spans)
 
 
@@ -127,43 +126,40 @@ def _entropy(p: np.ndarray) -> np.ndarray:
     return -(p * np.log(np.maximum(p, np.finfo(np.float32).tiny))).sum(-1)
 
 
-def _add_reads(recorder: Recorder, one: Pass) -> None:
-    for chosen in one.chosen:
-        _add_hits(recorder, one, chosen)
-    pairs = [(chosen, read) for chosen in one.chosen for read in chosen.fetched.reads]
+def _add_reads(recorder: Recorder, passes: Sequence[Pass]) -> None:
+    """A row for each piece that was read, and one for each expert that the bank held."""
+    pairs = [(one, chosen) for one in passes for chosen in one.chosen]
     if not pairs:
         return
+    tables = [chosen.fetched.reads.table for _, chosen in pairs]
+    held = [_held(chosen, table) for (_, chosen), table in zip(pairs, tables, strict=True)]
+    rows = np.concatenate([part for both in zip(tables, held, strict=True) for part in both])
+    counts = [len(table) + len(hits) for table, hits in zip(tables, held, strict=True)]
+    sources = [
+        _BANK if read["thread"] < 0 else _source(chosen, int(read["expert"]))
+        for (_, chosen), table, hits in zip(pairs, tables, held, strict=True)
+        for read in (*table, *hits)
+    ]
     names = ("expert", "offset", "nbytes", "submit_ns", "start_ns", "end_ns", "thread")
     recorder.tables["reads"].extend(
-        len(pairs),
-        token=one.position,
-        layer=np.array([chosen.layer for chosen, _ in pairs]),
-        **{name: np.array([getattr(read, name) for _, read in pairs]) for name in names},
-        source=np.array([_source(chosen, read.expert) for chosen, read in pairs]),
+        len(rows),
+        token=np.repeat([one.position for one, _ in pairs], counts),
+        layer=np.repeat([chosen.layer for _, chosen in pairs], counts),
+        **{name: rows[name] for name in names},
+        source=np.array(sources, np.uint8),
         wanted=WANTED.index("demand"),
         used=True,
     )
 
 
-def _add_hits(recorder: Recorder, one: Pass, chosen: Chosen) -> None:
-    """A row for each expert that the bank held: no bytes, no time."""
-    read = {read.expert for read in chosen.fetched.reads}
-    held = np.array(sorted(set(chosen.fetched.experts.ravel().tolist()) - read), int)
-    recorder.tables["reads"].extend(
-        len(held),
-        token=one.position,
-        layer=chosen.layer,
-        expert=held,
-        offset=0,
-        nbytes=0,
-        submit_ns=chosen.routed_ns,
-        start_ns=chosen.routed_ns,
-        end_ns=chosen.routed_ns,
-        thread=-1,
-        source=_BANK,
-        wanted=WANTED.index("demand"),
-        used=True,
-    )
+def _held(chosen: Chosen, table: np.ndarray) -> np.ndarray:
+    """Rows for the experts that the bank held: no bytes, no time."""
+    experts = set(chosen.fetched.experts.ravel().tolist()).difference(table["expert"].tolist())
+    rows = np.zeros(len(experts), table.dtype)
+    rows["layer"], rows["expert"], rows["thread"] = chosen.layer, sorted(experts), -1
+    for name in ("submit_ns", "start_ns", "end_ns"):
+        rows[name] = chosen.routed_ns
+    return rows
 
 
 def _source(chosen: Chosen, expert: int) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Model
+from flashmoe_lab.probes import Probe
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.state import SequenceState
@@ -76,16 +77,22 @@ class Tracer(Watch):
     Args:
         text: gives what a token adds to the text, token after token.
         facts: what the table `run` is to say beside times.
+        probes: arrays to keep.
     """
 
     def __init__(
-        self, model: Model, recorder: Recorder, text: Callable[[int], str], facts: dict[str, Any]
+        self,
+        model: Model,
+        recorder: Recorder,
+        text: Callable[[int], str],
+        facts: dict[str, Any],
+        probes: Sequence[Probe] = (),
     ) -> None:
         self.model, self.recorder, self.text = model, recorder, text
         self.trace: Trace | None = None
         self.every_stage = recorder.facts["mode"] == "stages"
         self.listeners = self._exact() if self.every_stage else self._flow()
-        self._facts = facts
+        self._facts, self.record_nbytes = facts, facts.get("record_nbytes", 0)
         self._spans: list[tuple[int, int, int, int]] = []  # position, code, start, end
         self._passes: list[Pass] = []
         self._pass = Pass(phase="", tokens=(), position=0, start_ns=0)
@@ -94,6 +101,8 @@ class Tracer(Watch):
         self._since = self._routed_ns = self._record_ns = self._length = 0
         self._cached: dict[int, bool] | None = None
         self._askers = {layer.index: _asker(layer) for layer in model.layers}
+        self._normed: mx.array | None = None
+        self._add_probes(probes)
 
     # What it listens to
 
@@ -146,6 +155,8 @@ class Tracer(Watch):
         self._since = _clock()
 
     def _fetched(self, layer: Layer, fetched: Fetched) -> None:
+        if self.every_stage:
+            fetched.wait()
         self._span(code(layer.index, "fetch", "io"), None)
         self._pass.chosen.append(
             Chosen(
@@ -170,6 +181,36 @@ class Tracer(Watch):
         self._span(code(layer.index, "router", "compute"), None)
         self._decided(layer, routing)
         self._ask(layer)
+
+    def _add_probes(self, probes: Sequence[Probe]) -> None:
+        by_path: dict[str, list[Probe]] = {}
+        for probe in probes:
+            if probe.layer is not None:
+                by_path.setdefault(f"layers.{probe.layer}.input_norm", [])
+            by_path.setdefault(probe.path, []).append(probe)
+        for path, found in by_path.items():
+            listener = self.listeners.get(path, lambda result: None)
+            is_input = path.endswith(".input_norm")
+            self.listeners[path] = partial(self._probed, listener, found, is_input)
+
+    def _probed(
+        self,
+        listener: Callable[[Any], None],
+        probes: Sequence[Probe],
+        is_input: bool,
+        result: Any,
+    ) -> None:
+        listener(result)
+        since = self._since
+        if is_input:
+            self._normed = result
+        end = self._pass.position + len(self._pass.tokens)
+        for probe in probes:
+            state = self._state[probe.layer] if self._state and probe.layer is not None else None
+            rows = probe.rows(result, self._normed, state)
+            self.recorder.keep(probe.name, np.arange(end - len(rows), end), rows)
+        # Where stages are timed one by one, the probe's own time belongs to none of them.
+        self._since = _clock() if self.every_stage else since
 
     # The run's own moments
 

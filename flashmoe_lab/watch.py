@@ -5,11 +5,14 @@ no tables and no files; `tracing.Tracer` is the one that keeps a record.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flashmoe_lab.state import SequenceState
+
+if TYPE_CHECKING:
+    from flashmoe_lab.trace import Trace
 
 
 class Watch:
@@ -18,11 +21,15 @@ class Watch:
     Attributes:
         listeners: stage path -> what is called with (result) right after the stage; a stage that is
             not here is not told. Interventions have had their say before.
+        trace: what a tracer has made of it, once the run is over.
+        record_nbytes: what the arrays that it keeps may take.
         every_stage: whether each stage must run on its own, not several in one native call.
     """
 
     listeners: dict[str, Callable[[Any], None]] = {}
     every_stage: bool = False
+    trace: "Trace | None" = None
+    record_nbytes: int = 0
 
     def run_begins(self) -> None:
         """A run starts, in its own thread."""

@@ -3,10 +3,46 @@
 Figures know tables and nothing of engines: they draw a recorded trace on any machine.
 """
 
-from flashmoe_lab.plots.gallery import draw_all
-from flashmoe_lab.plots.io import io_timeline
-from flashmoe_lab.plots.latency import layer_latency
+from flashmoe_lab.plots.cache import bytes_per_token, hit_rate, reuse_distance
+from flashmoe_lab.plots.gallery import FIGURES, draw_all
+from flashmoe_lab.plots.io import io_rate, io_timeline, read_latency
+from flashmoe_lab.plots.latency import layer_latency, time_shares, token_strip, token_waterfall
+from flashmoe_lab.plots.memory import context_memory, memory_budget
 from flashmoe_lab.plots.plot import Plot
-from flashmoe_lab.plots.routing import expert_histogram
+from flashmoe_lab.plots.routing import (
+    expert_heatmap,
+    expert_histogram,
+    router_entropy,
+    router_weights,
+    token_overlap,
+    working_set,
+)
+from flashmoe_lab.plots.state import attention_map, delta_gates, memory_length, state_norm
 
-__all__ = ["Plot", "draw_all", "expert_histogram", "io_timeline", "layer_latency"]
+__all__ = [
+    "FIGURES",
+    "Plot",
+    "attention_map",
+    "bytes_per_token",
+    "context_memory",
+    "delta_gates",
+    "draw_all",
+    "expert_heatmap",
+    "expert_histogram",
+    "hit_rate",
+    "io_rate",
+    "io_timeline",
+    "layer_latency",
+    "memory_budget",
+    "memory_length",
+    "read_latency",
+    "reuse_distance",
+    "router_entropy",
+    "router_weights",
+    "state_norm",
+    "time_shares",
+    "token_overlap",
+    "token_strip",
+    "token_waterfall",
+    "working_set",
+]

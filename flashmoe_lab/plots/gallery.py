@@ -1,18 +1,39 @@
 """All figures of a trace at once: their names, and files of them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from flashmoe_lab.plots.io import io_timeline
-from flashmoe_lab.plots.latency import layer_latency
+from flashmoe_lab.plots import cache, io, latency, memory, routing, state
 from flashmoe_lab.plots.plot import Plot
-from flashmoe_lab.plots.routing import expert_histogram
 from flashmoe_lab.trace import Trace
 
 FIGURES: dict[str, Callable[[Trace], Plot]] = {
-    "expert_histogram": expert_histogram,
-    "io_timeline": io_timeline,
-    "layer_latency": layer_latency,
+    "expert_histogram": routing.expert_histogram,
+    "expert_histogram_layer": partial(routing.expert_histogram, layer=0),
+    "expert_heatmap": routing.expert_heatmap,
+    "token_overlap": routing.token_overlap,
+    "working_set": routing.working_set,
+    "reuse_distance": cache.reuse_distance,
+    "router_weights": routing.router_weights,
+    "router_entropy": routing.router_entropy,
+    "io_timeline": io.io_timeline,
+    "io_rate": io.io_rate,
+    "read_latency": io.read_latency,
+    "layer_latency": latency.layer_latency,
+    "token_waterfall": latency.token_waterfall,
+    "time_shares": latency.time_shares,
+    "token_strip_latency": partial(latency.token_strip, by="latency"),
+    "token_strip_entropy": partial(latency.token_strip, by="entropy"),
+    "token_strip_bytes": partial(latency.token_strip, by="bytes"),
+    "hit_rate": cache.hit_rate,
+    "bytes_per_token": cache.bytes_per_token,
+    "memory_budget": memory.memory_budget,
+    "context_memory": memory.context_memory,
+    "state_norm": state.state_norm,
+    "delta_gates": state.delta_gates,
+    "memory_length": state.memory_length,
+    "attention_map": state.attention_map,
 }
 
 

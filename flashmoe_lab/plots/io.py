@@ -8,19 +8,24 @@ from matplotlib.patches import Patch
 from flashmoe_lab.plots.plot import Plot
 from flashmoe_lab.plots.select import busiest_token, check_layer, check_token, shown
 from flashmoe_lab.plots.style import (
+    BLUE,
     LANE,
     LANE_WORDS,
+    ORANGE,
     SOURCE,
     SOURCE_WORDS,
     canvas,
     conditions,
     grid,
     legend,
+    styled,
 )
 from flashmoe_lab.trace import Trace
+from flashmoe_lab.units import format_nbytes
 
 _MOST_LAYERS = 20
 _LEAST_WIDTH = 1 / 600  # of the axis: a shorter bar would be invisible
+_BINS = 160
 
 
 def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None) -> Plot:
@@ -40,8 +45,8 @@ def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None
     title = f"Reads while token {token} {word} went through the model{where}"
     figure, axes = canvas(title, conditions(trace), height=4.4)
     ax = axes[0, 0]
-    _bars(ax, spans, LANE, 0.8, (data.end_ms.max() - data.start_ms.min()) * _LEAST_WIDTH)
-    _bars(ax, reads, SOURCE, 0.8, (data.end_ms.max() - data.start_ms.min()) * _LEAST_WIDTH)
+    _bars(ax, spans, LANE, data)
+    _bars(ax, reads, SOURCE, data)
     threads = range(trace.facts["threads"])
     ax.set_yticks([-1, *threads], ["the run", *(f"reader {n}" for n in threads)])
     ax.set_ylim(len(threads) - 0.4, -1.6 - 0.5 * _name_layers(ax, spans))
@@ -88,15 +93,13 @@ def _name_layers(ax: Axes, spans: pd.DataFrame) -> bool:
     return True
 
 
-def _bars(
-    ax: Axes, data: pd.DataFrame, colours: dict[str, str], height: float, least: float
-) -> None:
-    widths = np.maximum(data.end_ms - data.start_ms, least)
+def _bars(ax: Axes, data: pd.DataFrame, colours: dict[str, str], whole: pd.DataFrame) -> None:
+    least = (whole.end_ms.max() - whole.start_ms.min()) * _LEAST_WIDTH
     ax.barh(
         data.row,
-        widths,
+        np.maximum(data.end_ms - data.start_ms, least),
         left=data.start_ms,
-        height=height,
+        height=0.8,
         color=[colours[label] for label in data.label],
         edgecolor="white",
         linewidth=0.2,
@@ -111,3 +114,99 @@ def _entries(reads: pd.DataFrame, spans: pd.DataFrame) -> list[Patch]:
         for name, word in words.items()
         if name in set(table.label)
     ]
+
+
+def io_rate(trace: Trace, token: int | None = None) -> Plot:
+    """How many reads are under way, and how fast bytes come, over the run or one pass."""
+    reads, begin, end = trace.reads[trace.reads.nbytes > 0], trace.facts["start_ns"], 0
+    where = "over the run"
+    if token is not None:
+        check_token(trace, token)
+        tokens = trace.tokens.set_index("token")
+        reads, begin, end = (
+            reads[reads.token == token],
+            tokens.start_ns[token],
+            tokens.end_ns[token],
+        )
+        where = f"while token {token} went through the model"
+    if reads.empty:
+        raise ValueError("the trace has no reads: the bank held every expert")
+    data = _rates(reads, int(begin), int(end or reads.end_ns.max()))
+    title = f"Reads under way and bytes a second, {where}"
+    figure, axes = canvas(title, conditions(trace), rows=2, sharex=True, height=4.6)
+    top, bottom = axes[:, 0]
+    top.fill_between(data.ms, data.most_reads, step="post", color=ORANGE, alpha=0.35, linewidth=0)
+    top.step(data.ms, data.mean_reads, where="post", color=ORANGE, label="mean")
+    top.fill_between([], [], color=ORANGE, alpha=0.35, label="most at once")
+    top.set_ylabel("reads under way")
+    bottom.fill_between(data.ms, data.mb_per_s, step="post", color=BLUE, linewidth=0)
+    bottom.set_ylabel("MB/s")
+    bottom.set_xlabel("ms since the run began" if token is None else "ms since the pass began")
+    bottom.set_xlim(0, data.ms.iloc[-1])
+    for ax in (top, bottom):
+        ax.set_ylim(0)
+        grid(ax)
+    with styled():
+        top.legend(loc="upper right", ncols=2)
+    return Plot(figure=figure, data=data, title=title)
+
+
+def _rates(reads: pd.DataFrame, begin: int, end: int) -> pd.DataFrame:
+    """ms, mean_reads, most_reads, mb_per_s: in equal parts of the time."""
+    edges = np.linspace(begin, end, _BINS + 1)
+    submit, ended = (np.sort(reads[name].to_numpy()) for name in ("submit_ns", "end_ns"))
+    moments = np.sort(np.concatenate([submit, edges[:-1]]))
+    depth = np.searchsorted(submit, moments, "right") - np.searchsorted(ended, moments, "right")
+    place = np.clip(np.searchsorted(edges, moments, "right") - 1, 0, _BINS - 1)
+    most = np.zeros(_BINS)
+    np.maximum.at(most, place, depth)
+    # A read's bytes are spread evenly over its own time.
+    dur = np.maximum((reads.end_ns - reads.start_ns).to_numpy(), 1)
+    starts, ends = (reads[name].to_numpy()[:, None] for name in ("start_ns", "end_ns"))
+    nbytes, busy = np.zeros(_BINS), np.zeros(_BINS)
+    submits = reads.submit_ns.to_numpy()[:, None]
+    for part in range(0, len(reads), 4096):
+        rows = slice(part, part + 4096)
+        low, high = edges[None, :-1], edges[None, 1:]
+        inside = np.clip(np.minimum(ends[rows], high) - np.maximum(starts[rows], low), 0, None)
+        share = reads.nbytes.to_numpy()[rows, None] / dur[rows, None]
+        nbytes += (inside * share).sum(0)
+        under = np.minimum(ends[rows], high) - np.maximum(submits[rows], low)
+        busy += np.clip(under, 0, None).sum(0)
+    width = edges[1] - edges[0]
+    return pd.DataFrame(
+        {
+            "ms": (edges[:-1] - begin) / 1e6,
+            "mean_reads": busy / width,
+            "most_reads": most,
+            "mb_per_s": nbytes / 1e6 / (width / 1e9),
+        }
+    )
+
+
+def read_latency(trace: Trace) -> Plot:
+    """How long reads take from submission to end, by source, as a cumulative distribution."""
+    reads = trace.reads[trace.reads.nbytes > 0]
+    if reads.empty:
+        raise ValueError("the trace has no reads: the bank held every expert")
+    block = format_nbytes(float(reads.nbytes.median()))
+    title = f"Time of {len(reads):,} reads of {block}, by where the bytes were"
+    figure, axes = canvas(title, conditions(trace))
+    ax, parts = axes[0, 0], list[pd.DataFrame]()
+    for source, colour in SOURCE.items():
+        mine = reads[reads.source == source]
+        if mine.empty:
+            continue
+        for name, since, line in (("read", "start_ns", "-"), ("with queue", "submit_ns", ":")):
+            us = np.sort((mine.end_ns - mine[since]).to_numpy() / 1e3)
+            share = np.arange(1, len(us) + 1) / len(us)
+            words = f"{SOURCE_WORDS[source]}, {name}: median {np.median(us):,.0f} us"
+            ax.step(us, 100 * share, where="post", color=colour, linestyle=line, label=words)
+            parts.append(pd.DataFrame({"source": source, "time": name, "us": us, "share": share}))
+    ax.set_xscale("log")
+    ax.set_xlabel("us (solid: in the reading thread; dotted: since submission)")
+    ax.set_ylabel("% of reads that took at most so long")
+    ax.set_ylim(0, 101)
+    grid(ax, "both")
+    legend(ax, 2)
+    return Plot(figure=figure, data=pd.concat(parts, ignore_index=True), title=title)

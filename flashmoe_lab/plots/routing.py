@@ -1,11 +1,27 @@
-"""Figures of what the router chose."""
+"""Figures of what the router chose: which experts, how surely, and how it changes over a text."""
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from flashmoe_lab.plots.plot import Plot
 from flashmoe_lab.plots.select import check_layer
-from flashmoe_lab.plots.style import BLUE, RED, canvas, conditions, grid, legend
+from flashmoe_lab.plots.style import (
+    BLUE,
+    GREY,
+    HEAT,
+    ORANGE,
+    RED,
+    SKY,
+    band,
+    canvas,
+    colourbar,
+    conditions,
+    grid,
+    layer_ticks,
+    legend,
+    styled,
+)
 from flashmoe_lab.trace import Trace
 
 
@@ -26,7 +42,10 @@ def expert_histogram(trace: Trace, layer: int | None = None, ordered: bool = Tru
     title = f"How often each expert was chosen, {where}, {tokens} tokens"
     figure, axes = canvas(title, conditions(trace))
     ax = axes[0, 0]
-    ax.bar(data.index, data["count"], width=1.0 if len(data) > 100 else 0.85, color=BLUE)
+    if len(data) > 100:
+        ax.fill_between(data.index, data["count"], step="mid", color=BLUE, linewidth=0)
+    else:
+        ax.bar(data.index, data["count"], width=0.85, color=BLUE)
     even = data["uniform"].iloc[0]
     share = data["count"].nlargest(max(1, len(data) // 4)).sum() / max(data["count"].sum(), 1)
     unused = int((data["count"] == 0).sum())
@@ -36,6 +55,7 @@ def expert_histogram(trace: Trace, layer: int | None = None, ordered: bool = Tru
     ax.set_xlabel(f"{names}, most chosen first" if ordered else names)
     ax.set_ylabel("times chosen")
     ax.set_xlim(-0.01 * len(data) - 0.5, len(data) - 0.5)
+    ax.set_ylim(0)
     grid(ax)
     legend(ax)
     return Plot(figure=figure, data=data, title=title)
@@ -46,9 +66,9 @@ def choices(trace: Trace, layer: int | None = None) -> pd.DataFrame:
     facts, routing = trace.facts, trace.routing
     layers = range(facts["num_hidden_layers"]) if layer is None else [layer]
     experts = facts["num_experts"]
-    counts = np.zeros((facts["num_hidden_layers"], experts), np.int64)
-    np.add.at(counts, (routing.layer.to_numpy(), routing.expert.to_numpy()), 1)
-    chosen = counts[list(layers)]
+    flat = routing.layer.to_numpy().astype(np.int64) * experts + routing.expert.to_numpy()
+    counts = np.bincount(flat, minlength=facts["num_hidden_layers"] * experts)
+    chosen = counts.reshape(-1, experts)[list(layers)]
     return pd.DataFrame(
         {
             "layer": np.repeat(list(layers), experts),
@@ -57,3 +77,150 @@ def choices(trace: Trace, layer: int | None = None) -> pd.DataFrame:
             "uniform": np.repeat(chosen.sum(1) / experts, experts),
         }
     )
+
+
+def expert_heatmap(trace: Trace, ordered: bool = False) -> Plot:
+    """How often each expert of each layer was chosen; `ordered` sorts each layer by it."""
+    data = choices(trace)
+    experts, tokens = trace.facts["num_experts"], trace.routing.token.nunique()
+    share = data["count"].to_numpy().reshape(-1, experts) / max(tokens, 1)
+    if ordered:
+        share = -np.sort(-share, axis=1)
+    title = f"Share of {tokens} tokens that chose each expert of each layer"
+    figure, axes = canvas(title, conditions(trace), height=4.2)
+    ax = axes[0, 0]
+    image = ax.imshow(100 * share, aspect="auto", cmap=HEAT, interpolation="nearest", vmin=0)
+    ax.set_xlabel("expert, most chosen of its layer first" if ordered else "expert")
+    ax.set_ylabel("layer")
+    layer_ticks(ax.yaxis, len(share))
+    even = 100 * trace.facts["num_experts_per_tok"] / experts
+    colourbar(figure, image, ax, f"% of tokens (even choice: {even:.1f} %)")
+    return Plot(figure=figure, data=data.assign(share=data["count"] / max(tokens, 1)), title=title)
+
+
+def token_overlap(trace: Trace) -> Plot:
+    """How many of a token's experts the token before it had too, by layer."""
+    data = _overlap(trace)
+    facts = trace.facts
+    title = "Share of a token's experts that the token before it chose too"
+    figure, axes = canvas(title, conditions(trace))
+    ax = axes[0, 0]
+    ax.bar(data.layer, 100 * data["mean"], color=BLUE, width=0.8, label="mean over tokens")
+    even = facts["num_experts_per_tok"] / facts["num_experts"]
+    ax.axhline(100 * even, color=RED, linewidth=1.5, label=f"by chance: {even:.0%}")
+    ax.set_xlabel("layer")
+    ax.set_ylabel("% of experts shared")
+    layer_ticks(ax.xaxis, len(data))
+    grid(ax)
+    legend(ax)
+    return Plot(figure=figure, data=data, title=title)
+
+
+def _overlap(trace: Trace) -> pd.DataFrame:
+    """layer, mean, pairs."""
+    table = trace.routing[["token", "layer", "expert"]].drop_duplicates()
+    sizes = table.groupby(["token", "layer"]).size()
+    again = table.assign(token=table.token + 1)
+    shared = table.merge(again).groupby(["token", "layer"]).size()
+    seen = set(table.token)
+    sizes = sizes[[token - 1 in seen for token, _ in sizes.index]]
+    share = (shared.reindex(sizes.index, fill_value=0) / sizes).reset_index(name="share")
+    found = share.groupby("layer").share.agg(["mean", "size"]).reset_index()
+    return found.rename(columns={"size": "pairs"})
+
+
+def working_set(trace: Trace) -> Plot:
+    """How many different (layer, expert) blocks a text has needed after so many tokens."""
+    data = _working_set(trace)
+    facts = trace.facts
+    total = facts["num_hidden_layers"] * facts["num_experts"]
+    title = f"Different experts needed so far, of {total:,} in the model"
+    figure, axes = canvas(title, conditions(trace))
+    ax = axes[0, 0]
+    ax.plot(data.tokens, data.blocks, color=BLUE, linewidth=2, label="this run")
+    ax.plot(data.tokens, data.even, color=RED, linewidth=1.5, linestyle="--", label="even router")
+    if facts["bank_keeps"]:
+        slots = facts["bank_slots"]
+        ax.axhline(slots, color=GREY, linewidth=1, label=f"bank: {slots:,} slots")
+    ax.set_xlabel("tokens")
+    ax.set_ylabel("different (layer, expert)")
+    ax.set_xlim(0, data.tokens.max())
+    ax.set_ylim(0)
+    megabytes = facts["block_nbytes"] / 1e6
+    scale = (lambda n: n * megabytes, lambda m: m / megabytes)
+    with styled():
+        right = ax.secondary_yaxis("right", functions=scale)
+    right.set_ylabel("MB")
+    grid(ax)
+    legend(ax)
+    return Plot(figure=figure, data=data, title=title)
+
+
+def _working_set(trace: Trace) -> pd.DataFrame:
+    """tokens, blocks, even: distinct blocks after so many tokens, and an even router's mean."""
+    facts, routing = trace.facts, trace.routing
+    first = routing.groupby(["layer", "expert"]).token.min()
+    count = int(routing.token.max()) + 1
+    blocks = np.bincount(first, minlength=count).cumsum()
+    tokens = np.arange(1, count + 1)
+    kept = 1 - facts["num_experts_per_tok"] / facts["num_experts"]
+    even = facts["num_hidden_layers"] * facts["num_experts"] * (1 - kept**tokens)
+    return pd.DataFrame({"tokens": tokens, "blocks": blocks, "even": even})
+
+
+def router_weights(trace: Trace) -> Plot:
+    """The weight of each rank, and by how much the last expert taken beats the first left out."""
+    weights = band(trace.routing.groupby("rank").weight, "weight")
+    once = trace.routing[trace.routing["rank"] == 0]
+    margins = band(once.groupby("layer").margin, "margin")
+    title = "Router weights by rank, and margin of the last expert taken"
+    figure, axes = canvas(title, conditions(trace), columns=2)
+    left, right = axes[0]
+    _banded(left, weights, "rank", BLUE)
+    left.set_xlabel("rank (0: the router's first choice)")
+    left.set_ylabel("weight in the sum")
+    layer_ticks(left.xaxis, len(weights))
+    _banded(right, margins, "layer", ORANGE)
+    right.axhline(0, color=GREY, linewidth=0.8)
+    right.set_xlabel("layer")
+    right.set_ylabel("margin in probability")
+    layer_ticks(right.xaxis, len(margins))
+    legend(left, entries=[*left.get_legend_handles_labels()[0]])
+    data = pd.concat([weights, margins], ignore_index=True)
+    return Plot(figure=figure, data=data, title=title)
+
+
+def router_entropy(trace: Trace) -> Plot:
+    """How spread the router's probabilities are, and how much of them the K experts cover."""
+    once = trace.routing[trace.routing["rank"] == 0]
+    entropy = band(once.groupby("layer").entropy, "entropy")
+    mass = trace.routing.groupby(["token", "layer"]).probability.sum().reset_index()
+    coverage = band(mass.groupby("layer").probability, "coverage")
+    experts = trace.facts["num_experts"]
+    title = "Router entropy, and the probability that the chosen experts cover"
+    figure, axes = canvas(title, conditions(trace), columns=2)
+    left, right = axes[0]
+    _banded(left, entropy, "layer", BLUE)
+    left.axhline(np.log(experts), color=RED, linewidth=1.5)
+    left.text(0, np.log(experts), "even over all experts", color=RED, size=8, va="bottom")
+    left.set_ylabel("entropy in nats")
+    left.set_ylim(0, np.log(experts) * 1.12)
+    _banded(right, coverage, "layer", SKY)
+    right.set_ylabel("probability covered by K experts")
+    right.set_ylim(0, 1)
+    for ax in (left, right):
+        ax.set_xlabel("layer")
+        layer_ticks(ax.xaxis, len(entropy))
+    legend(left, entries=[*left.get_legend_handles_labels()[0]])
+    data = pd.concat([entropy, coverage], ignore_index=True)
+    return Plot(figure=figure, data=data, title=title)
+
+
+def _banded(ax: Axes, data: pd.DataFrame, x: str, colour: str) -> None:
+    label = "mean of all tokens; the bars reach from the 10th to the 90th percentile"
+    low, high = data["mean"] - data.p10, data.p90 - data["mean"]
+    errors = np.maximum([low, high], 0)  # a mean may lie outside
+    ax.errorbar(
+        data[x], data["mean"], yerr=errors, color=colour, marker="o", ms=4, capsize=2, label=label
+    )
+    grid(ax)

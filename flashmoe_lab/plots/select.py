@@ -19,9 +19,16 @@ def busiest_token(trace: Trace) -> int:
     positions = decode_tokens(trace)
     nbytes = trace.reads.groupby("token").nbytes.sum().reindex(positions, fill_value=0)
     if nbytes.any():
-        return int(nbytes.index[nbytes.argmax()])
+        return int(nbytes.index[int(nbytes.argmax())])
     tokens = trace.tokens.set_index("token").loc[positions]
-    return int(tokens.index[(tokens.end_ns - tokens.start_ns).argmax()])
+    return int(tokens.index[int((tokens.end_ns - tokens.start_ns).argmax())])
+
+
+def typical_token(trace: Trace) -> int:
+    """The decode step of median time."""
+    tokens = trace.tokens.set_index("token").loc[decode_tokens(trace)]
+    order = (tokens.end_ns - tokens.start_ns).sort_values().index
+    return int(order[len(order) // 2])
 
 
 def check_layer(trace: Trace, layer: int | None) -> None:

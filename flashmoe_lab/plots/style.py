@@ -4,12 +4,16 @@ The palette is Okabe and Ito's; a colour means the same thing in every figure.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from flashmoe_lab.trace import Trace
 
@@ -31,7 +35,7 @@ LANE_WORDS = {
     "compute": "computing",
     "wait": "waiting for the device",
     "io": "fetching experts",
-    "host": "Python (building the graph, sampling, recording)",
+    "host": "Python",
 }
 # (stage, lane) in the order in which they are stacked.
 STAGE = {
@@ -71,11 +75,16 @@ _RC: dict[Any, Any] = {
 }
 
 
+def styled() -> AbstractContextManager[None]:
+    """For axes that are made later than the canvas."""
+    return rc_context(_RC)
+
+
 def canvas(
     title: str, caption: str, *, height: float = 4.0, rows: int = 1, columns: int = 1, **grid: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure of 800 points' width with a title and a caption, and its axes as an array."""
-    with rc_context(_RC):
+    with styled():
         figure = Figure(figsize=(8, height), dpi=100, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # pyright: ignore
         axes = figure.subplots(rows, columns, squeeze=False, **grid)
@@ -101,8 +110,30 @@ def grid(axes: Axes, axis: str = "y") -> None:
     axes.grid(True, axis=axis)  # pyright: ignore[reportArgumentType]
 
 
+def layer_ticks(axis: Axis, count: int) -> None:
+    """Whole numbers; each one where there is room."""
+    axis.set_major_locator(FixedLocator(range(count)) if count <= 16 else MaxNLocator(integer=True))
+
+
+def colourbar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
+    """A scale beside an image."""
+    with styled():
+        bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05)
+    bar.set_label(label)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+
+
 def legend(axes: Axes, columns: int = 4, entries: Sequence[Any] | None = None) -> None:
     """A legend under the axes, where it covers nothing."""
     options: dict[str, Any] = {"handles": list(entries)} if entries is not None else {}
-    with rc_context(_RC):
+    with styled():
         axes.figure.legend(loc="outside lower left", ncols=columns, **options)
+
+
+def band(groups: Any, name: str) -> pd.DataFrame:
+    """of, <group>, mean, p10, p90 of a grouped column."""
+    found = groups.agg(
+        mean="mean", p10=lambda x: x.quantile(0.1), p90=lambda x: x.quantile(0.9)
+    ).reset_index()
+    found.insert(0, "of", name)
+    return found

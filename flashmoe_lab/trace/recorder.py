@@ -61,13 +61,17 @@ class Recorder:
             name: table.finish() for name, table in self.tables.items()
         }
         tables["run"] = pd.DataFrame([self.facts])
-        arrays = {
-            name: (
-                np.concatenate([positions for positions, _ in parts]),
-                np.concatenate([rows for _, rows in parts]),
-            )
-            for name, parts in self.arrays.items()
-        }
+        arrays = {name: _joined(parts) for name, parts in self.arrays.items()}
         trace = Trace(tables, arrays)
         weakref.finalize(trace, self._folder.cleanup)
         return trace
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and rows of all parts; a last axis that grew is filled up with zeros."""
+    longest = max(rows.shape[-1] for _, rows in parts)
+    filled = [
+        np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, longest - rows.shape[-1])])
+        for _, rows in parts
+    ]
+    return np.concatenate([positions for positions, _ in parts]), np.concatenate(filled)

@@ -1,48 +1,58 @@
-"""The conditions of a traced run: model, settings, machine and versions, as one flat row.
+"""Setting up the record of a run: what is to be kept, and the run's conditions as one flat row.
 
-A speed without these says nothing; they go into the trace's table `run`.
+A speed without its conditions says nothing; they go into the trace's table `run`.
 """
 
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.generation import GenerationRequest
-from flashmoe_lab.storage.bank import ExpertBank
+from flashmoe_lab.probes import check_room, find_probes
+from flashmoe_lab.trace import Recorder
+from flashmoe_lab.tracing import Tracer
 from flashmoe_lab.version import __version__
 
 if TYPE_CHECKING:
-    from flashmoe_lab.engine import EngineSettings
+    from flashmoe_lab.engine import Engine
 
 
-def conditions(
-    checkpoint: PackedCheckpoint,
-    settings: "EngineSettings",
-    bank: ExpertBank,
-    resident_nbytes: int,
-    request: GenerationRequest,
-) -> dict[str, Any]:
+def make_tracer(
+    engine: "Engine", request: GenerationRequest, mode: str, record: Sequence[str], record_gb: float
+) -> Tracer:
+    """What follows one run of an engine; ValueError for what cannot be recorded."""
+    length = len(request.prompt) + request.max_tokens
+    probes = find_probes(engine.model, record, length)
+    facts = conditions(engine, request) | {
+        "record": ",".join(record),
+        "record_nbytes": check_room(probes, length, record_gb),
+    }
+    text = engine.tokenizer.stream().add if engine.tokenizer else lambda token: ""
+    return Tracer(engine.model, Recorder(mode), text, facts, probes)
+
+
+def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
     """Under what conditions a request runs."""
+    checkpoint, settings, bank = engine.checkpoint, engine.settings, engine.bank
     config = checkpoint.config
-    k = request.num_experts_per_tok or settings.num_experts_per_tok or config.num_experts_per_tok
     return {
         "model": str(checkpoint.path),
         "model_type": config.model_type,
         "num_hidden_layers": config.num_hidden_layers,
         "layer_types": ",".join(config.layer_types),
         "num_experts": config.num_experts,
-        "num_experts_per_tok": k,
+        "num_experts_per_tok": request.num_experts_per_tok or engine.num_experts_per_tok,
         "model_num_experts_per_tok": config.num_experts_per_tok,
         "experts": checkpoint.label,
         "block_nbytes": checkpoint.layers[0].layout.block_nbytes,
         "expert_nbytes": checkpoint.expert_nbytes,
-        "resident_nbytes": resident_nbytes,
+        "resident_nbytes": engine.resident_nbytes,
         "kv_nbytes_per_token": config.kv_nbytes_per_token(_item_nbytes()),
         "recurrent_nbytes": config.recurrent_nbytes(_item_nbytes()),
         "bank_nbytes": bank.nbytes,
