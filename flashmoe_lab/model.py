@@ -54,6 +54,7 @@ class Model:
         embed, layers, norm, lm_head: the stages.
         config: the geometry.
         dtype: type of activations.
+        state: of the pass under way, for hooks that look into it or change it.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Model:
         self._interventions: list[tuple[str, Hook]] = []
         self._hooks: dict[str, list[Hook]] = {}
         self._check: Hook | None = None
+        self.state: SequenceState | None = None
 
     # Running
 
@@ -133,6 +135,7 @@ class Model:
         check_ids(tokens, self.config.vocab_size)
         if not len(tokens):
             raise ValueError("there are no tokens; it needs at least one")
+        self.state = state
         x = yield "embed", self.embed(mx.array([int(token) for token in tokens]))
         for layer in self.layers:
             steps = layer.steps(x, state[layer.index], num_experts_per_tok)
@@ -145,6 +148,7 @@ class Model:
                     break
                 answer = yield f"layers.{layer.index}.{name}", answer
         state.tokens.extend(int(token) for token in tokens)
+        self.state = None
         x = yield "norm", self.norm(x[-1:] if last_only else x)
         return (yield "lm_head", self.lm_head(x))
 
@@ -279,7 +283,7 @@ def _layer(
         router=Router(
             weights.linear(f"{path}.mlp.gate"), num_experts_per_tok, config.norm_topk_prob
         ),
-        fetch=ExpertFetch(checkpoint.layers[index], bank, reader, verify),
+        fetch=ExpertFetch(checkpoint.layers[index], bank, reader, verify, overlap=True),
         experts=Experts(index, bank),
         shared_expert=SharedExpert(
             weights.linear(f"{shared}.gate_proj"),
