@@ -4,21 +4,77 @@ Each operation is one function with a table of variants of the same signature; e
 to the NumPy float64 `*_reference` beside it. The choice is made per call from what MLX runs on; a
 caller may name a variant.
 
+On a CPU, whole stages have two implementations too: MLX's operations, and our C++ (native.py).
+`use` chooses for the process, `native_for` is what a stage asks.
+
 * `expert_mlp`: the SwiGLU of the routed experts, straight from bank memory.
 * `delta_rule`: the recurrence of GatedDeltaNet over a sequence.
 """
 
+import os
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab import native
 from flashmoe_lab.config import Quantization
 from flashmoe_lab.stages.activation import silu, silu64
 
 _SMALL_EXPERT_NBYTES = 1 << 20
 _DELTA_EVAL_STEPS = 64  # a longer lazy graph only costs memory
+
+KERNELS = {
+    "mlx": "MLX's operations",
+    "native": "our C++, in float32",
+    "native_int": "our C++, 16-bit activations for quantised matrices of 1024 columns or more",
+}
+_used: str | None = None
+
+
+def use(name: str | None) -> None:
+    """Choose what stages compute with on a CPU, for the whole process; FLASHMOE_KERNELS says it
+    from the start.
+
+    Args:
+        name: one of KERNELS; None for the default, which is `native_int` where it was built.
+
+    Raises:
+        ValueError: there is no such implementation.
+        RuntimeError: the native kernels were not built.
+    """
+    global _used
+    name = name or os.environ.get("FLASHMOE_KERNELS")
+    if name is not None and name not in KERNELS:
+        raise ValueError(f"kernels are {name!r}; known are {', '.join(KERNELS)}")
+    if not native.available:
+        if name not in (None, "mlx"):
+            raise RuntimeError(f"kernels {name!r}: flashmoe_lab._native was not built here")
+        if name is None and mx.default_device() == mx.cpu:
+            warnings.warn(
+                "the native kernels were not built: this CPU computes with MLX's operations, "
+                "which is much slower",
+                stacklevel=2,
+            )
+        _used = "mlx"
+        return
+    _used = name or "native_int"
+    native.set_integer(_used == "native_int")
+
+
+def used() -> str:
+    """What stages compute with on a CPU now, one of KERNELS."""
+    if _used is None:
+        use(None)
+    assert _used is not None
+    return _used
+
+
+def native_for(dtype: mx.Dtype) -> bool:
+    """Whether a stage is to take our C++ for activations of this type: on a CPU, in float32."""
+    return dtype == mx.float32 and mx.default_device() == mx.cpu and used() != "mlx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +84,19 @@ class ExpertWeights:
 
     components: Mapping[str, mx.array]
     quantization: Quantization | None
+    _kept: native.Kept = field(default_factory=native.Kept, init=False, repr=False, compare=False)
 
     @property
     def expert_nbytes(self) -> int:
         """Bytes of one expert."""
         return sum(array.nbytes // array.shape[0] for array in self.components.values())
+
+    def stacks(self) -> tuple:
+        """The same for the native kernels: gate, up, down."""
+        return self._kept.get(
+            tuple(self.components.values()),
+            lambda: native.expert_stacks(self.components, self.quantization),
+        )
 
 
 # The routed experts
@@ -51,12 +115,15 @@ def expert_mlp(
         x: [T, hidden].
         tokens, slots: int [P], sorted by slot: pair p is token tokens[p] through the expert in
             slots[p].
-        variant: one of EXPERT_MLP; by default `gather` on a GPU, and on a CPU too where experts are
-            so small that the number of operations costs more than copying them.
+        variant: one of EXPERT_MLP; by default `native` where stages are native, and of MLX's two
+            `gather` on a GPU, and on a CPU too where experts are so small that the number of
+            operations costs more than copying them.
 
     Returns:
         [P, hidden] in x's type.
     """
+    if variant is None and native_for(x.dtype):
+        variant = "native"
     if variant is None:
         variant = "gather"
         if mx.default_device() == mx.cpu:
@@ -144,7 +211,16 @@ def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertW
     return product(hidden, "down_proj").squeeze(1)
 
 
+def _native(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertWeights) -> mx.array:
+    """All experts in one call over all threads, read where they lie, in the exact or the integer
+    form (see `use`)."""
+    rows = native.floats(x.astype(mx.float32))
+    return mx.array(native.expert_mlp(weights.stacks(), rows, tokens, slots)).astype(x.dtype)
+
+
 EXPERT_MLP: dict[str, Callable[..., mx.array]] = {"by_expert": _by_expert, "gather": _gather}
+if native.available:
+    EXPERT_MLP["native"] = _native
 
 
 def expert_mlp_reference(x: np.ndarray, matrices: Mapping[str, np.ndarray]) -> np.ndarray:

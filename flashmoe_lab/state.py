@@ -1,9 +1,8 @@
 """What a sequence carries from token to token: keys and values, convolution inputs, recurrent
 matrices.
 
-MLX arrays are values, so a snapshot is a list of references: it costs memory only once the sequence
-moves on. The state knows no weights; a model makes an empty one with `SequenceState.empty(config,
-dtype)`.
+The native kernels move a state on in place, so a snapshot is a copy. The state knows no weights; a
+model makes an empty one with `SequenceState.empty(config, dtype)`.
 """
 
 import json
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from flashmoe_lab.config import FULL, ModelConfig
 
@@ -31,6 +31,19 @@ class AttentionState:
     def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Add [Hk, T, D] each and return the whole buffers."""
         end = self.length + keys.shape[1]
+        self._grow(end)
+        self.keys[:, self.length : end] = keys
+        self.values[:, self.length : end] = values
+        self.length = end
+        return self.keys, self.values
+
+    def owned(self, tokens: int) -> tuple[mx.array, mx.array]:
+        """The whole buffers with room for some tokens more, to be written in place."""
+        self._grow(self.length + tokens)
+        mx.eval(self.keys, self.values)
+        return self.keys, self.values
+
+    def _grow(self, end: int) -> None:
         size = self.keys.shape[1]
         if end > size:
             more = -(-end // KV_STEP) * KV_STEP - size
@@ -38,10 +51,6 @@ class AttentionState:
             room = mx.zeros((heads, more, dim), dtype=self.keys.dtype)
             self.keys = mx.concatenate([self.keys, room], axis=1)
             self.values = mx.concatenate([self.values, room], axis=1)
-        self.keys[:, self.length : end] = keys
-        self.values[:, self.length : end] = values
-        self.length = end
-        return self.keys, self.values
 
 
 @dataclass(slots=True)
@@ -51,6 +60,11 @@ class DeltaState:
 
     conv: mx.array
     recurrent: mx.array
+
+    def owned(self) -> tuple[mx.array, mx.array]:
+        """Both, to be written in place."""
+        mx.eval(self.conv, self.recurrent)
+        return self.conv, self.recurrent
 
 
 LayerState = AttentionState | DeltaState
@@ -121,11 +135,10 @@ class SequenceState:
         copies: list[LayerState] = []
         for layer in self.layers:
             if isinstance(layer, AttentionState):
-                # Buffers are updated in place while nobody else holds them; an own array object is
-                # a holder.
-                copies.append(AttentionState(layer.keys[:], layer.values[:], layer.length))
+                keys, values = _copy(layer.keys), _copy(layer.values)
+                copies.append(AttentionState(keys, values, layer.length))
             else:
-                copies.append(DeltaState(layer.conv, layer.recurrent))
+                copies.append(DeltaState(_copy(layer.conv), _copy(layer.recurrent)))
         copy = SequenceState(copies, list(self.tokens))
         copy.evaluate()
         return copy
@@ -187,3 +200,9 @@ class SequenceState:
         state.tokens = tokens
         state.evaluate()
         return state
+
+
+def _copy(array: mx.array) -> mx.array:
+    """The same numbers in memory of their own: native kernels write float32 arrays in place. Any
+    other is a value, which an own array object keeps."""
+    return mx.array(np.asarray(array)) if array.dtype == mx.float32 else array[:]

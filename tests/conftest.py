@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 import flashmoe_lab as fl
+from flashmoe_lab import kernels
 from flashmoe_lab.checkpoint.layer_file import BlockLayout
 from flashmoe_lab.config import FULL, LINEAR
 from flashmoe_lab.model import Model, build_model
@@ -104,6 +105,13 @@ def make_model() -> Iterator[Callable[..., Model]]:
             return model
 
         yield make
+
+
+@pytest.fixture
+def use_kernels() -> Iterator[Callable[[str | None], None]]:
+    """`kernels.use` for one test."""
+    yield kernels.use
+    kernels.use(None)
 
 
 @pytest.fixture

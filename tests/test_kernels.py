@@ -93,12 +93,13 @@ def test_expert_mlp(rng, variant, form, pairs):
 @on_cpu
 @pytest.mark.parametrize("pairs", PAIRS)
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_variants_give_the_same_bits(rng, form, pairs):
+def test_variants_on_mlx_give_the_same_bits(rng, form, pairs):
     tokens, slots = map(np.array, PAIRS[pairs])
     weights, x = make_weights(rng, *form), mx.array(rng.normal(size=(5, HIDDEN)), mx.float32)
-    first, *others = (np.array(expert_mlp(x, tokens, slots, weights, v)) for v in EXPERT_MLP)
-    for other in others:
-        np.testing.assert_array_equal(other, first)
+    first, second = (
+        np.array(expert_mlp(x, tokens, slots, weights, v)) for v in ("by_expert", "gather")
+    )
+    np.testing.assert_array_equal(second, first)
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
@@ -110,7 +111,8 @@ def test_result_has_the_type_of_x(rng, variant, form, dtype):
 
 
 @pytest.mark.parametrize("largest_small_nbytes", [0, 1 << 30])
-def test_default_variant(rng, monkeypatch, largest_small_nbytes):
+def test_default_variant_on_mlx(rng, monkeypatch, use_kernels, largest_small_nbytes):
+    use_kernels("mlx")
     monkeypatch.setattr("flashmoe_lab.kernels._SMALL_EXPERT_NBYTES", largest_small_nbytes)
     large_on_cpu = mx.default_device() == mx.cpu and largest_small_nbytes == 0
     default = "by_expert" if large_on_cpu else "gather"
@@ -119,9 +121,45 @@ def test_default_variant(rng, monkeypatch, largest_small_nbytes):
     assert expert_mlp(mx.ones((1, HIDDEN)), np.array([0]), np.array([0]), weights) == "chosen"
 
 
+@on_cpu
+def test_native_is_the_default_on_a_cpu(rng, monkeypatch):
+    monkeypatch.setitem(EXPERT_MLP, "native", lambda *arguments: "chosen")
+    weights, one = make_weights(rng, None, mx.float32), np.array([0])
+    assert expert_mlp(mx.ones((1, HIDDEN)), one, one, weights) == "chosen"
+
+
+def test_kernels_by_name(monkeypatch, use_kernels):
+    assert kernels.used() == "native_int"
+    monkeypatch.setenv("FLASHMOE_KERNELS", "native")
+    kernels.use(None)
+    assert kernels.used() == "native"
+    kernels.use("mlx")
+    assert not kernels.native_for(mx.float32)
+    with pytest.raises(ValueError, match="'fast'; known are mlx, native, native_int"):
+        kernels.use("fast")
+    monkeypatch.delenv("FLASHMOE_KERNELS")
+
+
+def test_half_precision_is_never_native():
+    assert not kernels.native_for(mx.bfloat16)
+    assert not kernels.native_for(mx.float16)
+
+
+def test_without_the_native_kernels(monkeypatch, use_kernels):
+    """Whoever asks for nothing is told once; whoever asks for MLX is not; nothing is silent."""
+    monkeypatch.setattr(kernels.native, "available", False)
+    with pytest.warns(UserWarning, match="much slower"):
+        kernels.use(None)
+    assert kernels.used() == "mlx"
+    kernels.use("mlx")
+    with pytest.raises(RuntimeError, match="_native was not built"):
+        kernels.use("native")
+    monkeypatch.undo()
+
+
 def test_unknown_variant(rng):
     weights, one = make_weights(rng, None, mx.float32), np.array([0])
-    with pytest.raises(ValueError, match="variant is 'fast'; known are by_expert, gather"):
+    with pytest.raises(ValueError, match="variant is 'fast'; known are by_expert, gather, native"):
         expert_mlp(mx.ones((1, HIDDEN)), one, one, weights, "fast")
     with pytest.raises(ValueError, match="variant is 'fast'; known are mlx"):
         delta_rule(*as_mlx(delta_inputs(rng, 1)), variant="fast")

@@ -6,9 +6,12 @@ pair). Grouped queries: heads [k * G, (k+1) * G) share key head k. The result is
 sigmoid(gate) before o_proj.
 """
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab import kernels, native
 from flashmoe_lab.config import ModelConfig
 from flashmoe_lab.stages.activation import sigmoid64
 from flashmoe_lab.stages.linear import Linear
@@ -36,10 +39,15 @@ class GatedAttention:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.rotary_dim = config.head_dim, config.rotary_dim
         self.rope_theta = config.rope_theta
+        self._kept = native.Kept()
 
     def __call__(self, x: mx.array, state: AttentionState) -> mx.array:
         """x [T, hidden] -> [T, hidden]; `state` takes the T new keys and values."""
         tokens, position = x.shape[0], state.length
+        if kernels.native_for(x.dtype) and state.keys.dtype == mx.float32:
+            out = native.call(self.native(), x, position, *state.owned(tokens))
+            state.length += tokens
+            return out
         split = self.q_proj(x).reshape(tokens, self.heads, 2 * self.head_dim)
         q, gate = split[..., : self.head_dim], split[..., self.head_dim :]
         k = self.k_proj(x).reshape(tokens, self.kv_heads, self.head_dim)
@@ -51,6 +59,24 @@ class GatedAttention:
         out = attend(q * self.head_dim**-0.5, keys, values, position)  # [T, H, D]
         out = out * mx.sigmoid(gate)
         return self.o_proj(out.reshape(tokens, -1))
+
+    def native(self) -> Any:
+        """The stage as the native kernels take it."""
+        matrices = self.q_proj, self.k_proj, self.v_proj, self.o_proj
+        norms = self.q_norm.weight, self.k_norm.weight
+        return self._kept.get(
+            (*(part for matrix in matrices for part in matrix.parts), *norms),
+            lambda: native.attention(
+                *(matrix.native() for matrix in matrices),
+                *norms,
+                self.q_norm.eps,
+                self.rope_theta,
+                self.heads,
+                self.kv_heads,
+                self.head_dim,
+                self.rotary_dim,
+            ),
+        )
 
     def _rotate(self, x: mx.array, position: int) -> mx.array:
         return mx.fast.rope(

@@ -6,10 +6,12 @@ normalised over the head first and then gated with silu(z). Value head j uses ke
 Hk). State and decay are float32 always.
 """
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
-from flashmoe_lab import kernels
+from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.quantize import from_mlx
 from flashmoe_lab.config import ModelConfig
 from flashmoe_lab.stages.activation import sigmoid64, silu, silu64
@@ -49,9 +51,12 @@ class GatedDeltaNet:
         mx.eval(self.conv1d, self.A_log, self.dt_bias)  # stages may be called in another thread
         self.k_heads, self.k_dim = config.linear_num_key_heads, config.linear_key_head_dim
         self.v_heads, self.v_dim = config.linear_num_value_heads, config.linear_value_head_dim
+        self._kept = native.Kept()
 
     def __call__(self, x: mx.array, state: DeltaState) -> mx.array:
         """x [T, hidden] -> [T, hidden]; `state` moves on by T tokens."""
+        if kernels.native_for(x.dtype) and state.conv.dtype == mx.float32:
+            return native.call(self.native(), x, *state.owned())
         tokens = x.shape[0]
         mixed = self._convolve(self.in_proj_qkv(x), state).astype(mx.float32)
         width = self.k_heads * self.k_dim
@@ -66,6 +71,30 @@ class GatedDeltaNet:
         z = self.in_proj_z(x).reshape(tokens, self.v_heads, self.v_dim)
         out = self.norm(out) * silu(z.astype(mx.float32))
         return self.out_proj(out.reshape(tokens, -1).astype(x.dtype))
+
+    def native(self) -> Any:
+        """The stage as the native kernels take it."""
+        matrices = (
+            self.in_proj_qkv,
+            self.in_proj_z,
+            self.in_proj_b,
+            self.in_proj_a,
+            self.out_proj,
+        )
+        small = (self.conv1d, self.A_log, self.dt_bias, self.norm.weight)
+        return self._kept.get(
+            (*(part for matrix in matrices for part in matrix.parts), *small),
+            lambda: native.delta_net(
+                *(matrix.native() for matrix in matrices),
+                *(mx.contiguous(part.astype(mx.float32)) for part in small),
+                self.norm.eps,
+                self.conv1d.shape[0],
+                self.k_heads,
+                self.k_dim,
+                self.v_heads,
+                self.v_dim,
+            ),
+        )
 
     def _convolve(self, qkv: mx.array, state: DeltaState) -> mx.array:
         """Causal depthwise convolution and silu, [T, C] -> [T, C]."""

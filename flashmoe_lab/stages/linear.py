@@ -1,8 +1,11 @@
 """A matrix product, quantised or not: the building block of the stages, not a stage itself."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.quantize import dequantize_reference, from_mlx
 from flashmoe_lab.config import Quantization
 
@@ -26,6 +29,7 @@ class Linear:
     ) -> None:
         self.weight, self.scales, self.biases = weight, scales, biases
         self.quantization = quantization
+        self._kept = native.Kept()
 
     @property
     def out_features(self) -> int:
@@ -35,11 +39,12 @@ class Linear:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        parts = (self.weight, self.scales, self.biases)
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in self.parts if part is not None)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [T, in] -> [T, out], in x's type."""
+        if kernels.native_for(x.dtype):
+            return native.product(self.native(), x)
         if self.quantization is None:
             return x @ self.weight.T
         return mx.quantized_matmul(
@@ -54,6 +59,8 @@ class Linear:
 
     def rows(self, index: mx.array, dtype: mx.Dtype) -> mx.array:
         """Rows of the dequantised matrix: [T] -> [T, in] in `dtype` (an embedding look-up)."""
+        if kernels.native_for(dtype):
+            return native.dequantized_rows(self.native(), index)
         if self.quantization is None or self.scales is None or self.biases is None:
             return self.weight[index].astype(dtype)
         return mx.dequantize(
@@ -63,6 +70,18 @@ class Linear:
             group_size=self.quantization.group_size,
             bits=self.quantization.bits,
         )
+
+    def native(self) -> Any:
+        """The matrix as the native kernels take it."""
+        return self._kept.get(
+            self.parts,
+            lambda: native.matrix(self.weight, self.scales, self.biases, self.quantization),
+        )
+
+    @property
+    def parts(self) -> tuple[mx.array | None, ...]:
+        """Weight, scales and biases."""
+        return self.weight, self.scales, self.biases
 
     def weight64(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Rows of the dequantised matrix in float64."""

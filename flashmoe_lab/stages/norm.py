@@ -4,6 +4,7 @@ added)."""
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.quantize import from_mlx
 
 
@@ -20,6 +21,8 @@ class RMSNorm:
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., D] -> [..., D] in x's type; the mean is taken in float32."""
+        if kernels.native_for(x.dtype):
+            return native.rms_norm(x, self.weight, self.eps)
         return mx.fast.rms_norm(x, self.weight.astype(x.dtype), self.eps)
 
     def reference(self, x: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab import kernels, native
 from flashmoe_lab.cards import card
 from flashmoe_lab.config import check_num_experts_per_tok
 from flashmoe_lab.stages.linear import Linear
@@ -122,6 +123,11 @@ class Router:
 def route(logits: mx.array, num_experts_per_tok: int, norm_topk_prob: bool = True) -> Routing:
     """The routing that follows from logits float32 [T, E]; ValueError if K is out of range."""
     k = check_num_experts_per_tok(num_experts_per_tok, logits.shape[-1])
+    if kernels.native_for(logits.dtype):
+        experts, weights = native.route(logits, k, norm_topk_prob)
+        return Routing(
+            logits=logits, experts=experts, weights=weights, norm_topk_prob=norm_topk_prob
+        )
     p = mx.softmax(logits, axis=-1, precise=True)
     # By logits: where probabilities underflow to 0 they would tie with banned experts.
     order = mx.argsort(-logits, axis=-1)

@@ -1,8 +1,11 @@
 """The shared expert: a SwiGLU that every token goes through, scaled by a gate of its own."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab import kernels, native
 from flashmoe_lab.stages.activation import sigmoid64, silu, silu64
 from flashmoe_lab.stages.linear import Linear
 
@@ -15,11 +18,22 @@ class SharedExpert:
     ) -> None:
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
         self.shared_expert_gate = shared_expert_gate
+        self._kept = native.Kept()
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [T, hidden] -> [T, hidden]."""
+        if kernels.native_for(x.dtype):
+            return native.call(self.native(), x)
         y = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
         return mx.sigmoid(self.shared_expert_gate(x)) * y
+
+    def native(self) -> Any:
+        """The stage as the native kernels take it."""
+        matrices = self.gate_proj, self.up_proj, self.down_proj, self.shared_expert_gate
+        return self._kept.get(
+            tuple(part for matrix in matrices for part in matrix.parts),
+            lambda: native.shared_expert(*(matrix.native() for matrix in matrices)),
+        )
 
     def reference(self, x: np.ndarray) -> np.ndarray:
         """The same in float64."""

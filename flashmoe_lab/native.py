@@ -1,0 +1,189 @@
+"""The C++ kernels of `flashmoe_lab._native`, as stages call them: MLX arrays in and out.
+
+The package runs without them, on MLX's operations, and says once that it is slower. Nothing here
+chooses between implementations (kernels.py does) or knows a stage's mathematics (kernels/cpu does).
+
+An evaluated array's memory is read where it lies, through the buffer protocol. What is made of
+weights keeps a view of them, so their memory stays where it is; nothing of a call's arguments
+outlives the call.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flashmoe_lab.config import Quantization
+
+try:
+    from flashmoe_lab import _native
+except ImportError:
+    _native: Any = None
+
+available: bool = _native is not None
+_KINDS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+
+
+def isas() -> list[str]:
+    """The instruction sets that this machine has kernels for, the best first; none without the
+    native kernels."""
+    return _native.isas() if available else []
+
+
+def isa() -> str | None:
+    """The instruction set in use."""
+    return _native.isa() if available else None
+
+
+def set_isa(name: str) -> None:
+    """Use another instruction set; FLASHMOE_ISA says it from the start.
+
+    Raises:
+        ValueError: this machine does not have it.
+    """
+    _native.set_isa(name)
+
+
+def threads() -> int:
+    """Threads that work on one operation; by default one for each processor of this process."""
+    return _native.threads() if available else 1
+
+
+def set_threads(count: int) -> None:
+    """Set that number; results do not depend on it."""
+    _native.set_threads(count)
+
+
+def set_integer(on: bool) -> None:
+    """Whether wide quantised matrices take 16-bit activations (see kernels.use)."""
+    _native.set_integer(on)
+
+
+def floats(x: mx.array) -> np.ndarray:
+    """The numbers of a float32 array, evaluated and packed, without a copy where they are so."""
+    return np.ascontiguousarray(np.asarray(x))
+
+
+class Kept:
+    """Something made of arrays, made again only when one of them is another array than before."""
+
+    __slots__ = ("_parts", "_made")
+
+    def __init__(self) -> None:
+        self._parts: tuple[Any, ...] | None = None
+        self._made: Any = None
+
+    def get(self, parts: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` gave for these very parts."""
+        if self._parts is None or not all(map(operator.is_, self._parts, parts)):
+            self._made = make()
+            self._parts = parts
+        return self._made
+
+
+def matrix(
+    weight: mx.array,
+    scales: mx.array | None,
+    biases: mx.array | None,
+    quantization: Quantization | None,
+    stacked: bool = False,
+) -> Any:
+    """A weight matrix [out, in], or with `stacked` many of them, as the kernels take it."""
+    kind = _KINDS[weight.dtype if scales is None else scales.dtype]
+    bits, group = (0, 0) if quantization is None else (quantization.bits, quantization.group_size)
+    return _native.Matrix(weight, scales, biases, bits, group, kind, stacked)
+
+
+def product(weight: Any, x: mx.array) -> mx.array:
+    """x [T, in] -> [T, out] float32."""
+    rows = floats(x)
+    out = np.empty((len(rows), weight.rows), np.float32)
+    weight.product(rows, len(rows), out)
+    return mx.array(out)
+
+
+def dequantized_rows(weight: Any, index: mx.array) -> mx.array:
+    """Rows of a matrix: [T] -> [T, in] float32."""
+    wanted = np.asarray(index).tolist()
+    out = np.empty((len(wanted), weight.columns), np.float32)
+    weight.dequantize(wanted, out)
+    return mx.array(out)
+
+
+def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """x [..., D] / rms(x) * weight, in float32."""
+    rows = floats(x)
+    out = np.empty_like(rows)
+    _native.rms_norm(rows, weight, eps, out)
+    return mx.array(out)
+
+
+def route(
+    logits: mx.array, num_experts_per_tok: int, norm_topk_prob: bool
+) -> tuple[mx.array, mx.array]:
+    """Experts int32 and weights float32, [T, K] each, of logits float32 [T, E]."""
+    rows = floats(logits)
+    experts = np.empty((len(rows), num_experts_per_tok), np.int32)
+    weights = np.empty(experts.shape, np.float32)
+    _native.route(rows, len(rows), num_experts_per_tok, norm_topk_prob, experts, weights)
+    return mx.array(experts), mx.array(weights)
+
+
+def expert_stacks(
+    components: Mapping[str, mx.array], quantization: Quantization | None
+) -> tuple[Any, ...]:
+    """The matrices of many experts in their slots: gate, up, down."""
+    return tuple(
+        matrix(
+            components[f"{projection}.weight"],
+            components.get(f"{projection}.scales"),
+            components.get(f"{projection}.biases"),
+            quantization,
+            stacked=True,
+        )
+        for projection in ("gate_proj", "up_proj", "down_proj")
+    )
+
+
+def expert_mlp(
+    stacks: tuple[Any, ...], x: np.ndarray, tokens: np.ndarray, slots: np.ndarray
+) -> np.ndarray:
+    """`kernels.expert_mlp` on packed float32 rows: [P, hidden]."""
+    gate, up, down = stacks
+    out = np.empty((len(tokens), down.rows), np.float32)
+    tokens, slots = (np.ascontiguousarray(part, np.int64) for part in (tokens, slots))
+    _native.expert_mlp(gate, up, down, x, len(x), tokens, slots, out)
+    return out
+
+
+def weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """rows [T * K, hidden], weights [T, K] -> their sums [T, hidden], in the order of K."""
+    tokens, k = weights.shape
+    out = np.empty((tokens, rows.shape[-1]), np.float32)
+    _native.weighted_sum(rows, weights, tokens, k, out)
+    return out
+
+
+def shared_expert(*matrices: Any) -> Any:
+    """Of the matrices gate_proj, up_proj, down_proj and shared_expert_gate."""
+    return _native.SharedExpert(*matrices)
+
+
+def delta_net(*parts: Any) -> Any:
+    """The mixer of a linear-attention layer; see `_native.pyi` for its parts."""
+    return _native.DeltaNet(*parts)
+
+
+def attention(*parts: Any) -> Any:
+    """The mixer of a full-attention layer; see `_native.pyi` for its parts."""
+    return _native.Attention(*parts)
+
+
+def call(stage: Any, x: mx.array, *rest: Any) -> mx.array:
+    """x [T, hidden] -> [T, hidden] through a native stage, which may change what is in `rest`."""
+    rows = floats(x)
+    out = np.empty_like(rows)
+    stage(rows, len(rows), *rest, out)
+    return mx.array(out)
