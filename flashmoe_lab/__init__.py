@@ -28,8 +28,8 @@ from flashmoe_lab.state import SequenceState
 from flashmoe_lab.version import __version__
 
 if TYPE_CHECKING:
-    from flashmoe_lab import plots
-    from flashmoe_lab.trace import Trace
+    from flashmoe_lab import interventions, plots
+    from flashmoe_lab.trace import Trace, compare
 
 __all__ = [
     "Engine",
@@ -50,14 +50,21 @@ __all__ = [
     "__version__",
     "ban",
     "check_finite",
+    "compare",
     "geometries",
+    "interventions",
     "load",
     "pack",
     "plots",
 ]
 
 # Imported when first asked for: the libraries under them take longer than all the rest.
-_LATER = {"plots": ("flashmoe_lab.plots", ""), "Trace": ("flashmoe_lab.trace", "Trace")}
+_LATER = {
+    "interventions": ("flashmoe_lab.interventions", ""),
+    "plots": ("flashmoe_lab.plots", ""),
+    "Trace": ("flashmoe_lab.trace", "Trace"),
+    "compare": ("flashmoe_lab.trace", "compare"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -185,6 +185,7 @@ class Engine:
         trace: str | None = None,
         record: Sequence[str] = (),
         record_gb: float = 1.0,
+        follow: Sequence[int] = (),
         **sampling: Any,
     ) -> Run:
         """Generate, giving each token as it is made: `for step in engine.stream_generate(...)`.
@@ -198,6 +199,7 @@ class Engine:
             trace: "flow" or "stages" keeps a record, which is `run.trace` when the run is over.
             record: arrays that the record is to hold, by pattern: "layers.*.mixer.decay".
             record_gb: how much they may take, in 10**9 bytes; `run.record_nbytes` says how much.
+            follow: tokens to go on with whatever the model says, as far as they reach.
             sampling: fields of `Sampling` (temperature, top_p, seed, ...); greedy without.
 
         Raises:
@@ -210,6 +212,7 @@ class Engine:
             stop_ids=frozenset(self.config.eos_token_ids),
             num_experts_per_tok=num_experts_per_tok,
             prefill_chunk=prefill_chunk,
+            follow=follow,
         )
         request.check(self.model)
         if num_experts_per_tok is not None:

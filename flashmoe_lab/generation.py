@@ -123,12 +123,15 @@ class GenerationRequest:
         num_experts_per_tok: K; None is the model's own.
         prefill_chunk: tokens of the prompt that go through the layers together.
         stop_ids: tokens that end the text.
+        follow: tokens to go on with whatever the model says, as far as they reach: another run's,
+            to compare with it.
     """
 
     prompt: Sequence[int]
     max_tokens: int
     sampling: Sampling
     stop_ids: frozenset[int]
+    follow: Sequence[int] = ()
     num_experts_per_tok: int | None = None
     prefill_chunk: int = PREFILL_CHUNK
 
@@ -141,7 +144,7 @@ class GenerationRequest:
             raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 1")
         if self.prefill_chunk < 1:
             raise ValueError(f"prefill_chunk is {self.prefill_chunk}; it must be at least 1")
-        check_ids(self.prompt, config.vocab_size)
+        check_ids([*self.prompt, *self.follow], config.vocab_size)
         length = len(self.prompt) + self.max_tokens
         if length > config.max_position_embeddings:
             raise ValueError(
@@ -215,6 +218,8 @@ def generate_tokens(
     recent = list(request.prompt)
     for count in range(1, request.max_tokens + 1):
         token, logprobs = sampler(logits, recent)
+        if count <= len(request.follow):
+            token = request.follow[count - 1]
         recent.append(token)
         watch.token_chosen(token, logprobs)
         reason = _finish_reason(token, count, request, cancelled)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashmoe_lab.stages.router import Routing
+from flashmoe_lab.storage.blocks import RECORD
 from flashmoe_lab.trace import Recorder
 from flashmoe_lab.trace.schema import PHASES, SOURCES, WANTED
 
@@ -26,37 +27,54 @@ _BANK, _PAGE_CACHE, _SSD, _UNKNOWN = (
 def write_rows(
     recorder: Recorder,
     passes: Sequence[Pass],
-    spans: Sequence[tuple[int, int, int, int]],
+    spans: np.ndarray,
     text: Callable[[int], str],
 ) -> None:
-    """Add everything that these passes did to the recorder's tables."""
-    add_tokens(recorder, passes, text)
+    """Add everything that these passes did to the recorder's tables.
+
+    Args:
+        spans: int64 [n, 4]: position, code (see tracing.code), start and end in ns.
+    """
+    if passes:
+        _add_tokens(recorder, passes, text)
     _add_routing(recorder, passes)
     _add_reads(recorder, passes)
     _add_spans(recorder, spans)
 
 
-def add_tokens(recorder: Recorder, passes: Sequence[Pass], text: Callable[[int], str]) -> None:
-    """One row a token."""
-    for one in passes:
-        count = len(one.tokens)
-        recorder.tables["tokens"].extend(
-            count,
-            token=one.position + np.arange(count),
-            phase=PHASES.index(one.phase),
-            id=np.asarray(one.tokens),
-            text=np.array([text(int(token)) for token in one.tokens], object),
-            start_ns=one.start_ns,
-            end_ns=one.end_ns,
-            logprob=one.logprob,
-            entropy=one.entropy,
-        )
+def _add_tokens(recorder: Recorder, passes: Sequence[Pass], text: Callable[[int], str]) -> None:
+    """One row a token; a pass of a generated token has a single one."""
+    logprob, entropy = _surprise(passes)
+    counts = [len(one.tokens) for one in passes]
+    ids = np.array([token for one in passes for token in one.tokens], int)
+    token = np.concatenate([one.position + np.arange(len(one.tokens)) for one in passes])
+    recorder.tables["tokens"].extend(
+        len(ids),
+        token=token,
+        phase=np.repeat([PHASES.index(one.phase) for one in passes], counts),
+        id=ids,
+        text=np.array([text(token) for token in ids.tolist()], object),
+        start_ns=np.repeat([one.start_ns for one in passes], counts),
+        end_ns=np.repeat([one.end_ns for one in passes], counts),
+        logprob=np.repeat(logprob, counts),
+        entropy=np.repeat(entropy, counts),
+    )
 
 
-def _add_spans(recorder: Recorder, spans: Sequence[tuple[int, int, int, int]]) -> None:
-    if not spans:
-        return
-    position, codes, start, end = np.array(spans, np.int64).T
+def _surprise(passes: Sequence[Pass]) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of each pass's token, and the distribution's entropy in nats; NaN for the
+    prompt's."""
+    found = np.full((2, len(passes)), np.nan)
+    for place, one in enumerate(passes):
+        if one.logprobs is not None:
+            # Tokens that cannot be have minus infinity, and nothing times that is nothing.
+            finite = np.maximum(one.logprobs, -100)
+            found[:, place] = one.logprobs[one.tokens[0]], -(np.exp(finite) @ finite)
+    return found[0], found[1]
+
+
+def _add_spans(recorder: Recorder, spans: np.ndarray) -> None:
+    position, codes, start, end = spans.T
     recorder.tables["spans"].extend(
         len(spans),
         token=position,
@@ -89,8 +107,9 @@ def _add_routings(recorder: Recorder, group: Sequence[tuple[int, int, Routing]])
     weights = _joined(routing.weights for _, _, routing in group)
     p = _softmax(_joined(routing.logits for _, _, routing in group))  # [rows, E]
     chosen = np.take_along_axis(p, experts, -1)
-    token = np.concatenate([np.arange(n) + at for n, (at, _, _) in zip(sizes, group, strict=True)])
     rows, k = experts.shape
+    begins = np.array([position for position, _, _ in group]) - np.cumsum([0, *sizes[:-1]])
+    token = np.repeat(begins, sizes) + np.arange(rows)
     recorder.tables["routing"].extend(
         rows * k,
         token=np.repeat(token, k),
@@ -105,7 +124,12 @@ def _add_routings(recorder: Recorder, group: Sequence[tuple[int, int, Routing]])
 
 
 def _joined(arrays: Iterable[Any]) -> np.ndarray:
-    return np.concatenate([np.array(array) for array in arrays])
+    """Evaluated arrays [T, n] one under another, by their bytes: hundreds of small ones a flush."""
+    views = [memoryview(array) for array in arrays]
+    if not all(view.c_contiguous for view in views):
+        return np.concatenate([np.array(view) for view in views])
+    flat = np.frombuffer(b"".join(views), views[0].format)
+    return flat.reshape(-1, views[0].shape[1])  # pyright: ignore[reportOptionalSubscript]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -131,39 +155,58 @@ def _add_reads(recorder: Recorder, passes: Sequence[Pass]) -> None:
     pairs = [(one, chosen) for one in passes for chosen in one.chosen]
     if not pairs:
         return
-    tables = [chosen.fetched.reads.table for _, chosen in pairs]
-    held = [_held(chosen, table) for (_, chosen), table in zip(pairs, tables, strict=True)]
-    rows = np.concatenate([part for both in zip(tables, held, strict=True) for part in both])
-    counts = [len(table) + len(hits) for table, hits in zip(tables, held, strict=True)]
-    sources = [
-        _BANK if read["thread"] < 0 else _source(chosen, int(read["expert"]))
-        for (_, chosen), table, hits in zip(pairs, tables, held, strict=True)
-        for read in (*table, *hits)
+    landed = [
+        (n, part.finish().table) for n, (_, c) in enumerate(pairs) for part in c.fetched.landings
     ]
+    which = np.repeat([n for n, _ in landed], [len(table) for _, table in landed]).astype(int)
+    # By their bytes: NumPy takes ten times as long over joining records as records.
+    came = np.frombuffer(b"".join([table.tobytes() for _, table in landed]), RECORD)
+    held_by, held = _held(pairs, which, came["expert"])
+    rows = np.zeros(len(came) + len(held), RECORD)
+    rows[: len(came)] = came
+    routed = np.array([chosen.routed_ns for _, chosen in pairs])[held_by]
+    hits = rows[len(came) :]
+    hits["expert"], hits["thread"] = held, -1
+    hits["submit_ns"] = hits["start_ns"] = hits["end_ns"] = routed
+    which = np.concatenate([which, held_by])
+    order = np.argsort(which, kind="stable")
+    which, rows = which[order], rows[order]
     names = ("expert", "offset", "nbytes", "submit_ns", "start_ns", "end_ns", "thread")
     recorder.tables["reads"].extend(
         len(rows),
-        token=np.repeat([one.position for one, _ in pairs], counts),
-        layer=np.repeat([chosen.layer for _, chosen in pairs], counts),
+        token=np.array([one.position for one, _ in pairs])[which],
+        layer=np.array([chosen.layer for _, chosen in pairs])[which],
         **{name: rows[name] for name in names},
-        source=np.array(sources, np.uint8),
+        source=np.where(rows["thread"] < 0, _BANK, _sources(pairs)[which, rows["expert"]]),
         wanted=WANTED.index("demand"),
         used=True,
     )
 
 
-def _held(chosen: Chosen, table: np.ndarray) -> np.ndarray:
-    """Rows for the experts that the bank held: no bytes, no time."""
-    experts = set(chosen.fetched.experts.ravel().tolist()).difference(table["expert"].tolist())
-    rows = np.zeros(len(experts), table.dtype)
-    rows["layer"], rows["expert"], rows["thread"] = chosen.layer, sorted(experts), -1
-    for name in ("submit_ns", "start_ns", "end_ns"):
-        rows[name] = chosen.routed_ns
-    return rows
+def _held(
+    pairs: Sequence[tuple[Pass, Chosen]], which: np.ndarray, read: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(number of the pair, expert) of all that were asked for and not read."""
+    asked = np.zeros((len(pairs), _num_experts(pairs)), bool)
+    experts = [chosen.fetched.experts.ravel() for _, chosen in pairs]
+    sizes = [len(part) for part in experts]
+    asked[np.repeat(np.arange(len(pairs)), sizes), np.concatenate(experts)] = True
+    asked[which, read] = False
+    numbers, found = np.nonzero(asked)
+    return numbers, found
 
 
-def _source(chosen: Chosen, expert: int) -> int:
-    if chosen.cached is None:
-        return _SSD if chosen.fetched.fetch.reader.name == "direct" else _UNKNOWN
-    held = chosen.cached.get(expert)
-    return _UNKNOWN if held is None else _PAGE_CACHE if held else _SSD
+def _sources(pairs: Sequence[tuple[Pass, Chosen]]) -> np.ndarray:
+    """[pairs, E]: where each expert's bytes were."""
+    sources = np.full((len(pairs), _num_experts(pairs)), _UNKNOWN, np.uint8)
+    for row, (_, chosen) in zip(sources, pairs, strict=True):
+        if chosen.cached is not None:
+            for expert, cached in chosen.cached.items():
+                row[expert] = _PAGE_CACHE if cached else _SSD
+        elif chosen.fetched.fetch.reader.name == "direct":
+            row[:] = _SSD
+    return sources
+
+
+def _num_experts(pairs: Sequence[tuple[Pass, Chosen]]) -> int:
+    return pairs[0][1].fetched.fetch.file.num_experts

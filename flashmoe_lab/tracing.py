@@ -1,12 +1,15 @@
 """Tracer: follows a run and fills the tables of its trace.
 
-In `flow` mode it looks at the clock where the run waits anyway and adds no wait of its own; in
-`stages` mode it evaluates after every stage, so that each stage's time is exact and the whole is
-slower. While a token is under way it only keeps references and times; rows are made some tokens at
-a time (trace_rows.py), and that work is a span of its own, "record".
+In `flow` mode it looks at the clock where the run waits anyway and adds no wait of its own: after
+every stage where stages compute at once (native kernels), and where the expert numbers and the
+logits come where they only build a graph. In `stages` mode it evaluates after every stage, so that
+each stage's time is exact and the whole is slower. While a token is under way it only keeps
+references and times; rows are made some tokens at a time (trace_rows.py), and that work is a span
+of its own, "record".
 """
 
 import time
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab.kernels import native_for
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Model
 from flashmoe_lab.probes import Probe
@@ -24,7 +28,7 @@ from flashmoe_lab.state import SequenceState
 from flashmoe_lab.storage.page_cache import Residency, resident_bytes
 from flashmoe_lab.trace import Recorder, Trace
 from flashmoe_lab.trace.schema import LANES, STAGES
-from flashmoe_lab.trace_rows import add_tokens, write_rows
+from flashmoe_lab.trace_rows import write_rows
 from flashmoe_lab.watch import Watch
 
 _clock = time.perf_counter_ns
@@ -35,6 +39,9 @@ _PARTS = ("input_norm", "mixer", "post_norm", "router", "shared_expert", "fetch"
 def code(layer: int, stage: str, lane: str) -> int:
     """Layer, stage and lane of a span in one number."""
     return (layer + 1) << 16 | STAGES.index(stage) << 8 | LANES.index(lane)
+
+
+_RECORD = code(-1, "record", "host")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,8 +69,7 @@ class Pass:
     position: int
     start_ns: int
     end_ns: int = 0
-    logprob: float = float("nan")
-    entropy: float = float("nan")
+    logprobs: np.ndarray | None = None  # what its token was chosen from
     routings: list[tuple[int, Routing]] = field(default_factory=list)
     chosen: list[Chosen] = field(default_factory=list)
 
@@ -91,9 +97,10 @@ class Tracer(Watch):
         self.model, self.recorder, self.text = model, recorder, text
         self.trace: Trace | None = None
         self.every_stage = recorder.facts["mode"] == "stages"
-        self.listeners = self._exact() if self.every_stage else self._flow()
+        by_stage = self.every_stage or native_for(model.dtype)
+        self.listeners = self._by_stage() if by_stage else self._by_wait()
         self._facts, self.record_nbytes = facts, facts.get("record_nbytes", 0)
-        self._spans: list[tuple[int, int, int, int]] = []  # position, code, start, end
+        self._spans = array("q")  # position, code, start and end of one after another
         self._passes: list[Pass] = []
         self._pass = Pass(phase="", tokens=(), position=0, start_ns=0)
         self._state: SequenceState | None = None
@@ -106,7 +113,7 @@ class Tracer(Watch):
 
     # What it listens to
 
-    def _flow(self) -> dict[str, Callable[[Any], None]]:
+    def _by_wait(self) -> dict[str, Callable[[Any], None]]:
         found: dict[str, Callable[[Any], None]] = {
             "lm_head": partial(self._span, code(-1, "submit", "host"))
         }
@@ -118,7 +125,7 @@ class Tracer(Watch):
             found[f"{path}.experts"] = partial(self._span, code(layer.index, "experts", "host"))
         return found
 
-    def _exact(self) -> dict[str, Callable[[Any], None]]:
+    def _by_stage(self) -> dict[str, Callable[[Any], None]]:
         found = {
             name: partial(self._evaluated, code(-1, name, "compute"), None)
             for name in ("embed", "norm", "lm_head")
@@ -133,7 +140,7 @@ class Tracer(Watch):
 
     def _span(self, code: int, result: object) -> None:
         """Something ended now."""
-        self._spans.append((self._pass.position, code, self._since, _clock()))
+        self._spans.extend((self._pass.position, code, self._since, _clock()))
         self._since = _clock()
 
     def _decided(self, layer: Layer, routing: Routing) -> None:
@@ -152,7 +159,10 @@ class Tracer(Watch):
         asker = self._askers[layer.index]
         experts: Any = self._pass.routings[-1][1].experts.tolist()
         self._cached = asker(experts[0] if len(experts) == 1 else set().union(*experts))
-        self._since = _clock()
+        if self._cached:
+            self._recorded(self._since)
+        else:
+            self._since = _clock()
 
     def _fetched(self, layer: Layer, fetched: Fetched) -> None:
         if self.every_stage:
@@ -168,16 +178,21 @@ class Tracer(Watch):
         )
 
     def _evaluated(self, code: int, layer: Layer | None, result: Any) -> None:
+        if self.every_stage:
+            self._evaluate(layer, result)
+        self._span(code, None)
+
+    def _evaluate(self, layer: Layer | None, result: Any) -> None:
         arrays = [result] if isinstance(result, mx.array) else []
         if layer is not None and self._state is not None:
             state = self._state[layer.index]
             names = ("keys", "values", "conv", "recurrent")
             arrays += [getattr(state, name) for name in names if hasattr(state, name)]
-        mx.eval(arrays)
-        self._span(code, None)
+        mx.eval([array for array in arrays if isinstance(array, mx.array)])
 
     def _evaluated_router(self, layer: Layer, routing: Routing) -> None:
-        mx.eval(routing.experts, routing.weights, routing.logits)
+        if self.every_stage:
+            mx.eval(routing.experts, routing.weights, routing.logits)
         self._span(code(layer.index, "router", "compute"), None)
         self._decided(layer, routing)
         self._ask(layer)
@@ -209,8 +224,8 @@ class Tracer(Watch):
             state = self._state[probe.layer] if self._state and probe.layer is not None else None
             rows = probe.rows(result, self._normed, state)
             self.recorder.keep(probe.name, np.arange(end - len(rows), end), rows)
-        # Where stages are timed one by one, the probe's own time belongs to none of them.
-        self._since = _clock() if self.every_stage else since
+        if self.every_stage:
+            self._recorded(since)  # stages are timed one by one, and this belongs to none
 
     # The run's own moments
 
@@ -226,9 +241,8 @@ class Tracer(Watch):
         now, self._state = _clock(), state
         self._pass = Pass(phase=phase, tokens=tokens, position=state.length, start_ns=now)
         if self._picked is not None:
-            self._spans.append((state.length, code(-1, "sample", "host"), self._since, now))
-            _, logprobs = self._picked
-            self._pass.logprob, self._pass.entropy = _surprise(tokens[0], logprobs)
+            self._spans.extend((state.length, code(-1, "sample", "host"), self._since, now))
+            _, self._pass.logprobs = self._picked
             self._picked = None
         self._length = state.length + len(tokens)
         self._since = _clock()
@@ -248,39 +262,39 @@ class Tracer(Watch):
 
     def run_ends(self) -> None:
         """Make the last rows, and the trace."""
+        last: list[Pass] = []
         if self._picked is not None:  # a last token never goes through the model
             token, logprobs = self._picked
             self._span(code(-1, "sample", "host"), None)
-            last = Pass(phase="decode", tokens=[token], position=self._length, start_ns=0)
-            last.logprob, last.entropy = _surprise(token, logprobs)
-            self._flush()
-            add_tokens(self.recorder, [last], self.text)
-        else:
-            self._flush()
+            last = [Pass(phase="decode", tokens=[token], position=self._length, start_ns=0)]
+            last[0].logprobs = logprobs
+        self._flush()
+        write_rows(self.recorder, last, self._taken(), self.text)
         self.trace = self.recorder.finish(record_ns=self._record_ns)
 
     def _flush(self) -> None:
-        start, passes, spans = _clock(), self._passes, self._spans
-        self._passes, self._spans = [], []
+        start, passes, spans = _clock(), self._passes, self._taken()
+        self._passes = []
         self._record_ns += _between(spans)
         write_rows(self.recorder, passes, spans, self.text)
-        self._span(code(-1, "record", "host"), None)
-        position, here, _, end = self._spans[-1]
-        self._spans[-1] = position, here, start, end
-        self._record_ns += end - start
+        self._recorded(start)
+
+    def _taken(self) -> np.ndarray:
+        """The spans so far, [n, 4]; from now on new ones are kept."""
+        spans, self._spans = self._spans, array("q")
+        return np.frombuffer(spans, np.int64).reshape(-1, 4)
+
+    def _recorded(self, start: int) -> None:
+        """What was done since `start` was for the record alone."""
+        now = _clock()
+        self._spans.extend((self._pass.position, _RECORD, start, now))
+        self._record_ns += now - start
+        self._since = _clock()
 
 
-def _between(spans: list[tuple[int, int, int, int]]) -> int:
+def _between(spans: np.ndarray) -> int:
     """Time from each span's end to the next one's start: what listening took."""
-    if not spans:
-        return 0
-    return spans[-1][3] - spans[0][2] - sum(end - start for _, _, start, end in spans)
-
-
-def _surprise(token: int, logprobs: np.ndarray) -> tuple[float, float]:
-    """Log-probability of the token, and the distribution's entropy in nats."""
-    finite = np.maximum(logprobs, -100)  # tokens that cannot be: nothing times much is nothing
-    return float(logprobs[token]), float(-(np.exp(finite) @ finite))
+    return int((spans[1:, 2] - spans[:-1, 3]).sum())
 
 
 def _asker(layer: Layer) -> Callable[[Iterable[int]], dict[int, bool] | None]:

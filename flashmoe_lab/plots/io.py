@@ -89,7 +89,8 @@ def _name_layers(ax: Axes, spans: pd.DataFrame) -> bool:
     if len(begins) > _MOST_LAYERS:
         return False
     for layer, start in begins.items():
-        ax.text(start, -1.5, f"layer {layer}" if layer == begins.index[0] else str(layer), size=7.5)
+        words = f"layer {layer}" if layer == begins.index[0] else str(layer)
+        ax.text(start, -1.5, words, size=7.5)
     return True
 
 

@@ -24,7 +24,7 @@ from flashmoe_lab.plots.style import (
 )
 from flashmoe_lab.trace import Trace
 
-_LABELS = 40  # tokens up to which each is named on an axis
+_LABELS = 32  # tokens up to which each is named on an axis
 
 
 def _kept(trace: Trace, name: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -89,7 +89,17 @@ def canvas(
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # pyright: ignore
         axes = figure.subplots(rows, columns, squeeze=False, **grid)
     figure.suptitle(f"{title}", x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK)
-    axes[0, 0].set_title(caption, loc="left", fontsize=8, color=FAINT, pad=8)
+    axes[0, 0].set_title(" ", fontsize=8, pad=8)  # room for the caption, which starts further left
+    words = axes[0, 0].annotate(
+        caption,
+        xy=(0.012, 1.0),
+        xycoords=("figure fraction", "axes fraction"),
+        xytext=(0, 8),
+        textcoords="offset points",
+        fontsize=8,
+        color=FAINT,
+    )
+    words.set_in_layout(False)
     return figure, axes
 
 
