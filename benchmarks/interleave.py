@@ -19,8 +19,11 @@ class Samples:
 
     @property
     def spread(self) -> float:
-        """Largest less smallest."""
-        return max(self.values) - min(self.values)
+        """Half the distance between the quartiles."""
+        if len(self.values) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        return (high - low) / 2
 
     def __len__(self) -> int:
         return len(self.values)

@@ -6,7 +6,7 @@ preadv(2) with O_DIRECT, with no batches to wait for, which is what the device g
 that was read is compared with the file once. "cold" empties the page cache of the file before each
 repetition; direct reads never use it. The order is interleaved and reversed every second time.
 
-    python benchmarks/storage.py                          a file of 1 GB, blocks of the 397B at 4 bits
+    python benchmarks/storage.py               a file of 1 GB, blocks as the 397B's at 4 bits
     python benchmarks/storage.py --file packed/experts/layer_00.safetensors --threads 2 4 8 16
 """
 

@@ -17,217 +17,216 @@ constexpr size_t MAX_SEGMENTS = 1024;      // IOV_MAX on Linux and macOS
 constexpr size_t STAGING_BYTES = 1 << 20;  // the copy out of it should find it in the L2 cache
 
 int64_t now_ns() {
-    timespec now;
+  timespec now;
 #ifdef __APPLE__
-    clock_gettime(CLOCK_UPTIME_RAW, &now);
+  clock_gettime(CLOCK_UPTIME_RAW, &now);
 #else
-    clock_gettime(CLOCK_MONOTONIC, &now);
+  clock_gettime(CLOCK_MONOTONIC, &now);
 #endif
-    return int64_t(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+  return int64_t(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
 }
 
-int64_t total_nbytes(const Block &block) {
-    int64_t total = 0;
-    for (const Segment &segment : block.segments) total += int64_t(segment.nbytes);
-    return total;
+int64_t total_nbytes(const Block& block) {
+  int64_t total = 0;
+  for (const Segment& segment : block.segments) total += int64_t(segment.nbytes);
+  return total;
 }
 
 // Bytes start to stop of the segments as if they were one.
-std::vector<iovec> cut(const std::vector<Segment> &segments, int64_t start, int64_t stop) {
-    std::vector<iovec> parts;
-    int64_t begin = 0;
-    for (const Segment &segment : segments) {
-        int64_t low = std::max(start - begin, int64_t(0));
-        int64_t high = std::min(stop - begin, int64_t(segment.nbytes));
-        if (low < high) parts.push_back({segment.address + low, size_t(high - low)});
-        begin += int64_t(segment.nbytes);
-    }
-    return parts;
+std::vector<iovec> cut(const std::vector<Segment>& segments, int64_t start, int64_t stop) {
+  std::vector<iovec> parts;
+  int64_t begin = 0;
+  for (const Segment& segment : segments) {
+    int64_t low = std::max(start - begin, int64_t(0));
+    int64_t high = std::min(stop - begin, int64_t(segment.nbytes));
+    if (low < high) parts.push_back({segment.address + low, size_t(high - low)});
+    begin += int64_t(segment.nbytes);
+  }
+  return parts;
 }
 
 bool aligned(int64_t value) { return value % ALIGNMENT == 0; }
 
-bool aligned(const std::vector<iovec> &parts) {
-    return std::all_of(parts.begin(), parts.end(), [](const iovec &part) {
-        return aligned(int64_t(reinterpret_cast<uintptr_t>(part.iov_base))) &&
-               aligned(int64_t(part.iov_len));
-    });
+bool aligned(const std::vector<iovec>& parts) {
+  return std::all_of(parts.begin(), parts.end(), [](const iovec& part) {
+    return aligned(int64_t(reinterpret_cast<uintptr_t>(part.iov_base))) &&
+           aligned(int64_t(part.iov_len));
+  });
 }
 
 // Fills the parts from the file. Returns the bytes got, fewer than `wanted` at the file's end or
 // with `error` set. A short read is resumed at the last multiple of `step`, since O_DIRECT cannot
 // begin in between.
 int64_t fill(int fd, std::vector<iovec> parts, int64_t offset, int64_t wanted, int64_t step,
-             int64_t &error) {
-    int64_t got = 0;
-    size_t first = 0;
-    while (true) {
-        int count = int(std::min(parts.size() - first, MAX_SEGMENTS));
-        ssize_t read = preadv(fd, &parts[first], count, offset + got);
-        if (read < 0) {
-            if (errno == EINTR) continue;
-            error = errno;
-            return got;
-        }
-        int64_t whole = read - read % step;
-        if (got + read >= wanted || whole == 0) return got + read;
-        got += whole;
-        for (int64_t skip = whole; skip > 0;) {
-            iovec &part = parts[first];
-            int64_t used = std::min(skip, int64_t(part.iov_len));
-            part.iov_base = static_cast<char *>(part.iov_base) + used;
-            part.iov_len -= size_t(used);
-            skip -= used;
-            if (part.iov_len == 0) ++first;
-        }
+             int64_t& error) {
+  int64_t got = 0;
+  size_t first = 0;
+  while (true) {
+    int count = int(std::min(parts.size() - first, MAX_SEGMENTS));
+    ssize_t read = preadv(fd, &parts[first], count, offset + got);
+    if (read < 0) {
+      if (errno == EINTR) continue;
+      error = errno;
+      return got;
     }
+    int64_t whole = read - read % step;
+    if (got + read >= wanted || whole == 0) return got + read;
+    got += whole;
+    for (int64_t skip = whole; skip > 0;) {
+      iovec& part = parts[first];
+      int64_t used = std::min(skip, int64_t(part.iov_len));
+      part.iov_base = static_cast<char*>(part.iov_base) + used;
+      part.iov_len -= size_t(used);
+      skip -= used;
+      if (part.iov_len == 0) ++first;
+    }
+  }
 }
 
-void scatter(const char *source, const std::vector<iovec> &parts) {
-    for (const iovec &part : parts) {
-        std::memcpy(part.iov_base, source, part.iov_len);
-        source += part.iov_len;
-    }
+void scatter(const char* source, const std::vector<iovec>& parts) {
+  for (const iovec& part : parts) {
+    std::memcpy(part.iov_base, source, part.iov_len);
+    source += part.iov_len;
+  }
 }
 
-char *page_of(std::vector<char> &staging) {
-    if (staging.empty()) staging.resize(STAGING_BYTES + ALIGNMENT);
-    uintptr_t address = reinterpret_cast<uintptr_t>(staging.data());
-    return staging.data() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
+char* page_of(std::vector<char>& staging) {
+  if (staging.empty()) staging.resize(STAGING_BYTES + ALIGNMENT);
+  uintptr_t address = reinterpret_cast<uintptr_t>(staging.data());
+  return staging.data() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
 }
 
 }  // namespace
 
 Batch::Batch(std::vector<Block> blocks, Way way) : blocks_(std::move(blocks)), way_(way) {
-    pieces_left_.resize(blocks_.size());
-    for (size_t number = 0; number < blocks_.size(); ++number) {
-        const Block &block = blocks_[number];
-        int64_t nbytes = total_nbytes(block);
-        int64_t pages = (nbytes + ALIGNMENT - 1) / ALIGNMENT;
-        int64_t start = 0;
-        for (int64_t n = 1; n <= way_.split; ++n) {
-            int64_t stop = std::min(nbytes, pages * n / way_.split * ALIGNMENT);
-            if (start == stop) continue;
-            records_.push_back(
-                {int64_t(number), block.offset + start, stop - start, 0, 0, 0, 0, 0});
-            ++pieces_left_[number];
-            start = stop;
-        }
+  pieces_left_.resize(blocks_.size());
+  for (size_t number = 0; number < blocks_.size(); ++number) {
+    const Block& block = blocks_[number];
+    int64_t nbytes = total_nbytes(block);
+    int64_t pages = (nbytes + ALIGNMENT - 1) / ALIGNMENT;
+    int64_t start = 0;
+    for (int64_t n = 1; n <= way_.split; ++n) {
+      int64_t stop = std::min(nbytes, pages * n / way_.split * ALIGNMENT);
+      if (start == stop) continue;
+      records_.push_back({int64_t(number), block.offset + start, stop - start, 0, 0, 0, 0, 0});
+      ++pieces_left_[number];
+      start = stop;
     }
-    left_ = records_.size();
+  }
+  left_ = records_.size();
 }
 
 bool Batch::done() const {
-    std::lock_guard lock(mutex_);
-    return left_ == 0;
+  std::lock_guard lock(mutex_);
+  return left_ == 0;
 }
 
 void Batch::wait() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return left_ == 0; });
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return left_ == 0; });
 }
 
 std::vector<int64_t> Batch::landed(size_t least) {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return left_ == 0 || landed_.size() - given_ >= least; });
-    std::vector<int64_t> found(landed_.begin() + int64_t(given_), landed_.end());
-    given_ = landed_.size();
-    return found;
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return left_ == 0 || landed_.size() - given_ >= least; });
+  std::vector<int64_t> found(landed_.begin() + int64_t(given_), landed_.end());
+  given_ = landed_.size();
+  return found;
 }
 
-void Batch::run(size_t piece, int thread, std::vector<char> &staging) {
-    Record record = records_[piece];
-    record.thread = thread;
-    record.start_ns = now_ns();
-    read(record, staging);
-    record.end_ns = now_ns();
-    records_[piece] = record;
-    end(record);
+void Batch::run(size_t piece, int thread, std::vector<char>& staging) {
+  Record record = records_[piece];
+  record.thread = thread;
+  record.start_ns = now_ns();
+  read(record, staging);
+  record.end_ns = now_ns();
+  records_[piece] = record;
+  end(record);
 }
 
-void Batch::read(Record &record, std::vector<char> &staging) const {
-    const Block &block = blocks_[size_t(record.block)];
-    int64_t begin = record.offset - block.offset;
-    std::vector<iovec> parts = cut(block.segments, begin, begin + record.nbytes);
-    bool straight = !way_.staged && aligned(record.offset) && aligned(parts);
-    if (!way_.direct || straight) {
-        int64_t step = way_.direct ? ALIGNMENT : 1;
-        record.got = fill(block.fd, std::move(parts), record.offset, record.nbytes, step,
-                          record.error);
-        return;
+void Batch::read(Record& record, std::vector<char>& staging) const {
+  const Block& block = blocks_[size_t(record.block)];
+  int64_t begin = record.offset - block.offset;
+  std::vector<iovec> parts = cut(block.segments, begin, begin + record.nbytes);
+  bool straight = !way_.staged && aligned(record.offset) && aligned(parts);
+  if (!way_.direct || straight) {
+    int64_t step = way_.direct ? ALIGNMENT : 1;
+    record.got = fill(block.fd, std::move(parts), record.offset, record.nbytes, step, record.error);
+    return;
+  }
+  char* page = page_of(staging);
+  while (record.got < record.nbytes && !record.error) {
+    int64_t skip = (record.offset + record.got) % ALIGNMENT;
+    int64_t part = std::min(record.nbytes - record.got, int64_t(STAGING_BYTES) - skip);
+    int64_t reach = (skip + part + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    int64_t count = fill(block.fd, {{page, size_t(reach)}}, record.offset + record.got - skip,
+                         skip + part, ALIGNMENT, record.error) -
+                    skip;
+    if (count < part) {
+      record.got += std::max(count, int64_t(0));
+      return;
     }
-    char *page = page_of(staging);
-    while (record.got < record.nbytes && !record.error) {
-        int64_t skip = (record.offset + record.got) % ALIGNMENT;
-        int64_t part = std::min(record.nbytes - record.got, int64_t(STAGING_BYTES) - skip);
-        int64_t reach = (skip + part + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-        int64_t count = fill(block.fd, {{page, size_t(reach)}}, record.offset + record.got - skip,
-                             skip + part, ALIGNMENT, record.error) - skip;
-        if (count < part) {
-            record.got += std::max(count, int64_t(0));
-            return;
-        }
-        int64_t from = begin + record.got;
-        scatter(page + skip, cut(block.segments, from, from + part));
-        record.got += part;
-    }
+    int64_t from = begin + record.got;
+    scatter(page + skip, cut(block.segments, from, from + part));
+    record.got += part;
+  }
 }
 
-void Batch::end(const Record &record) {
-    std::lock_guard lock(mutex_);
-    int &left = pieces_left_[size_t(record.block)];
-    if (record.got < record.nbytes) {
-        left = -1;
-    } else if (left > 0 && --left == 0) {
-        landed_.push_back(record.block);
-    }
-    --left_;
-    // Under the lock: a waiter that sees the end may destroy the batch.
-    changed_.notify_all();
+void Batch::end(const Record& record) {
+  std::lock_guard lock(mutex_);
+  int& left = pieces_left_[size_t(record.block)];
+  if (record.got < record.nbytes) {
+    left = -1;
+  } else if (left > 0 && --left == 0) {
+    landed_.push_back(record.block);
+  }
+  --left_;
+  // Under the lock: a waiter that sees the end may destroy the batch.
+  changed_.notify_all();
 }
 
 ReadPool::ReadPool(int threads) {
-    for (int thread = 0; thread < threads; ++thread) {
-        threads_.emplace_back([this, thread] { work(thread); });
-    }
+  for (int thread = 0; thread < threads; ++thread) {
+    threads_.emplace_back([this, thread] { work(thread); });
+  }
 }
 
 std::shared_ptr<Batch> ReadPool::submit(std::vector<Block> blocks, Way way) {
-    auto batch = std::make_shared<Batch>(std::move(blocks), way);
-    size_t pieces = batch->records_.size();
-    {
-        std::lock_guard lock(mutex_);
-        if (closing_) throw std::invalid_argument("the reader is closed; open another one");
-        for (size_t piece = 0; piece < pieces; ++piece) tasks_.push_back({batch, piece});
-    }
-    for (size_t n = 0; n < std::min(pieces, threads_.size()); ++n) wake_.notify_one();
-    return batch;
+  auto batch = std::make_shared<Batch>(std::move(blocks), way);
+  size_t pieces = batch->records_.size();
+  {
+    std::lock_guard lock(mutex_);
+    if (closing_) throw std::invalid_argument("the reader is closed; open another one");
+    for (size_t piece = 0; piece < pieces; ++piece) tasks_.push_back({batch, piece});
+  }
+  for (size_t n = 0; n < std::min(pieces, threads_.size()); ++n) wake_.notify_one();
+  return batch;
 }
 
 void ReadPool::close() {
-    {
-        std::lock_guard lock(mutex_);
-        closing_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread &thread : threads_) {
-        if (thread.joinable()) thread.join();
-    }
+  {
+    std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
 }
 
 void ReadPool::work(int thread) {
-    std::vector<char> staging;
-    while (true) {
-        Task task;
-        {
-            std::unique_lock lock(mutex_);
-            wake_.wait(lock, [this] { return closing_ || !tasks_.empty(); });
-            if (tasks_.empty()) return;
-            task = std::move(tasks_.front());
-            tasks_.pop_front();
-        }
-        task.batch->run(task.piece, thread, staging);
+  std::vector<char> staging;
+  while (true) {
+    Task task;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return closing_ || !tasks_.empty(); });
+      if (tasks_.empty()) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
     }
+    task.batch->run(task.piece, thread, staging);
+  }
 }
 
 }  // namespace flashmoe

@@ -17,88 +17,88 @@ namespace flashmoe {
 
 // Memory that a part of a block is read into.
 struct Segment {
-    char *address;
-    size_t nbytes;
+  char* address;
+  size_t nbytes;
 };
 
 // One contiguous range of a file; its bytes fill its segments in order.
 struct Block {
-    int fd;
-    int64_t offset;
-    std::vector<Segment> segments;
+  int fd;
+  int64_t offset;
+  std::vector<Segment> segments;
 };
 
 // One piece as it was read. Times are of the clock that Python's perf_counter_ns reads.
 struct Record {
-    int64_t block;  // its number in the batch
-    int64_t offset;
-    int64_t nbytes;  // asked
-    int64_t got;     // fewer than asked: the file ended, or `error` stopped it
-    int64_t error;   // errno, or 0
-    int64_t start_ns;
-    int64_t end_ns;
-    int64_t thread;
+  int64_t block;  // its number in the batch
+  int64_t offset;
+  int64_t nbytes;  // asked
+  int64_t got;     // fewer than asked: the file ended, or `error` stopped it
+  int64_t error;   // errno, or 0
+  int64_t start_ns;
+  int64_t end_ns;
+  int64_t thread;
 };
 
 struct Way {
-    int64_t split;   // pieces of a block, at multiples of ALIGNMENT
-    bool direct;     // the files were opened with O_DIRECT
-    bool staged;     // never let the device write into the segments themselves
+  int64_t split;  // pieces of a block, at multiples of ALIGNMENT
+  bool direct;    // the files were opened with O_DIRECT
+  bool staged;    // never let the device write into the segments themselves
 };
 
 constexpr int64_t ALIGNMENT = 4096;  // what O_DIRECT asks of offsets, lengths and addresses
 
 // The reads of one submission. Its memory must stay until `wait` has returned.
 class Batch {
-  public:
-    Batch(std::vector<Block> blocks, Way way);
+ public:
+  Batch(std::vector<Block> blocks, Way way);
 
-    bool done() const;
-    void wait();
-    // Numbers of blocks that have been read whole since the last call: waits for `least` of them,
-    // or until there will be no more. Empty once all have been given.
-    std::vector<int64_t> landed(size_t least);
-    // Valid once `done`.
-    const std::vector<Record> &records() const { return records_; }
+  bool done() const;
+  void wait();
+  // Numbers of blocks that have been read whole since the last call: waits for `least` of them,
+  // or until there will be no more. Empty once all have been given.
+  std::vector<int64_t> landed(size_t least);
+  // Valid once `done`.
+  const std::vector<Record>& records() const { return records_; }
 
-  private:
-    friend class ReadPool;
-    void run(size_t piece, int thread, std::vector<char> &staging);
-    void read(Record &record, std::vector<char> &staging) const;
-    void end(const Record &record);
+ private:
+  friend class ReadPool;
+  void run(size_t piece, int thread, std::vector<char>& staging);
+  void read(Record& record, std::vector<char>& staging) const;
+  void end(const Record& record);
 
-    std::vector<Block> blocks_;
-    Way way_;
-    std::vector<Record> records_;   // one a piece
-    std::vector<int> pieces_left_;  // of each block; -1 once one has failed
-    std::vector<int64_t> landed_;
-    size_t given_ = 0;
-    size_t left_;
-    mutable std::mutex mutex_;
-    std::condition_variable changed_;
+  std::vector<Block> blocks_;
+  Way way_;
+  std::vector<Record> records_;   // one a piece
+  std::vector<int> pieces_left_;  // of each block; -1 once one has failed
+  std::vector<int64_t> landed_;
+  size_t given_ = 0;
+  size_t left_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
 };
 
 class ReadPool {
-  public:
-    explicit ReadPool(int threads);
-    ~ReadPool() { close(); }
+ public:
+  explicit ReadPool(int threads);
+  ~ReadPool() { close(); }
 
-    std::shared_ptr<Batch> submit(std::vector<Block> blocks, Way way);
-    // Finish what was submitted and end the threads; twice is fine.
-    void close();
+  std::shared_ptr<Batch> submit(std::vector<Block> blocks, Way way);
+  // Finish what was submitted and end the threads; twice is fine.
+  void close();
 
-  private:
-    struct Task {
-        std::shared_ptr<Batch> batch;
-        size_t piece;
-    };
-    void work(int thread);
+ private:
+  struct Task {
+    std::shared_ptr<Batch> batch;
+    size_t piece;
+  };
+  void work(int thread);
 
-    std::deque<Task> tasks_;
-    std::mutex mutex_;
-    std::condition_variable wake_;
-    bool closing_ = false;
-    std::vector<std::thread> threads_;
+  std::deque<Task> tasks_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool closing_ = false;
+  std::vector<std::thread> threads_;
 };
 
 }  // namespace flashmoe
