@@ -73,9 +73,9 @@ def memory_any(draw: Draw) -> Chat:
 def tool_any(draw: Draw) -> Chat:
     """Any chat with tools in its prompt."""
     share = draw.rng.random()
-    if share < 0.68:
+    if share < 0.62:
         return one_call(draw)
-    if share < 0.78:
+    if share < 0.72:
         return parallel_calls(draw)
     if share < 0.88:
         return chained_calls(draw)
