@@ -7,7 +7,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from flashmoe_lab.cli.options import Commands, add_k, add_model, ids
+from flashmoe_lab.cli.options import Commands, add_k, add_model
+from flashmoe_lab.cli.prompt import add_prompt, prompt_of
 from flashmoe_lab.engine import load
 from flashmoe_lab.generation import PREFILL_CHUNK
 from flashmoe_lab.run import Run
@@ -24,9 +25,7 @@ for _kept in "\t\n":
 def _add_generate(commands: Commands) -> None:
     command = commands.add_parser("generate", help="generate text, with experts read from disk")
     add_model(command)
-    prompt = command.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", help="text to go on from; - reads standard input")
-    prompt.add_argument("--prompt-ids", type=ids, help="the same as token ids: 1,2,3")
+    add_prompt(command)
     command.add_argument("--max-tokens", type=int, default=128)
     add_k(command)
     command.add_argument("--bank-gb", type=float, help="memory for experts, in 10**9 bytes")
@@ -65,11 +64,8 @@ def _generate(options: argparse.Namespace) -> int:
         verify=options.verify,
         checks=options.checks,
     ) as engine:
-        prompt = options.prompt_ids or options.prompt
-        if prompt == "-":
-            prompt = sys.stdin.read()
         run = engine.stream_generate(
-            prompt,
+            prompt_of(options, engine),
             options.max_tokens,
             prefill_chunk=options.prefill_chunk,
             progress=_prefill_progress if sys.stderr.isatty() else None,

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from flashmoe_lab.cli.options import Commands, add_k, add_model, ids
+from flashmoe_lab.cli.options import Commands, add_k, add_model
+from flashmoe_lab.cli.prompt import add_prompt, prompt_of
 from flashmoe_lab.engine import load
 from flashmoe_lab.run import Run
 from flashmoe_lab.storage.policy import POLICIES
@@ -19,9 +20,7 @@ _FORMATS = ("png", "svg", "pdf")
 def _add_trace(commands: Commands) -> None:
     command = commands.add_parser("trace", help="generate text and keep a record of the run")
     add_model(command)
-    prompt = command.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", help="text to go on from")
-    prompt.add_argument("--prompt-ids", type=ids, help="the same as token ids: 1,2,3")
+    add_prompt(command)
     command.add_argument("--out", type=Path, required=True, help="directory for the tables")
     command.add_argument(
         "--mode",
@@ -52,7 +51,7 @@ def _trace(options: argparse.Namespace) -> int:
         num_experts_per_tok=options.num_experts_per_tok,
     ) as engine:
         run = engine.stream_generate(
-            options.prompt_ids or options.prompt,
+            prompt_of(options, engine),
             options.max_tokens,
             trace=options.mode,
             temperature=options.temperature,
