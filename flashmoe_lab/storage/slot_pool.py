@@ -13,6 +13,7 @@ A pool knows slots, not experts: which expert lies in which slot is the bank's b
 
 import ctypes
 import sys
+import time
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -22,7 +23,9 @@ from flashmoe_lab.checkpoint.layer_file import BlockLayout
 
 _PAGE = 4096  # what direct reads ask of an address
 _HUGE_PAGE = 2 << 20
-_MADV_DONTNEED, _MADV_HUGEPAGE = 4, 14  # of Linux
+_COLLAPSED_AT_ONCE = 64 << 20
+_SLOWEST_COLLAPSE = 1e9  # bytes a second
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the second since 6.1
 _TYPES = {
     "F32": (mx.uint32, mx.float32),
     "F16": (mx.uint16, mx.float16),
@@ -95,7 +98,7 @@ class SlotPool:
         shift = -raw.ctypes.data % _PAGE
         if shift % 4:
             raise MemoryError("MLX gave memory that is not aligned to 4 bytes")
-        _advise_huge_pages(raw)
+        _ask_for_huge_pages(raw)
         self._memory = [memory]
         self.address, self.stride_nbytes = raw.ctypes.data + shift, row
         self._views = [raw.reshape(self.slots, row)[:, shift : shift + nbytes]]
@@ -124,17 +127,25 @@ class SlotPool:
         self._starts, self._strides, self.part_nbytes = np.array(parts, np.uint64).T.copy()
 
 
-def _advise_huge_pages(raw: np.ndarray) -> None:
-    """Let the kernel give all-zero private memory anew, in huge pages, when it is first touched."""
+def _ask_for_huge_pages(raw: np.ndarray) -> None:
+    """Have the kernel put huge pages under memory that was touched already.
+
+    Direct reads into them were seen a third faster. Leaving it to the first touch is no way: with a
+    full page cache the readers then wait for the kernel to make room, at a tenth of their speed.
+    """
     start = -raw.ctypes.data % _HUGE_PAGE
     nbytes = (len(raw) - start) // _HUGE_PAGE * _HUGE_PAGE
     if sys.platform != "linux" or nbytes <= 0:
         return
     madvise = ctypes.CDLL(None).madvise
-    where = ctypes.c_void_p(raw.ctypes.data + start), ctypes.c_size_t(nbytes)
-    # Advice where it fails or does nothing leaves memory as it was: zeros, in small pages.
-    if madvise(*where, _MADV_HUGEPAGE) == 0:
-        madvise(*where, _MADV_DONTNEED)
+    # Where a kernel knows neither, or has no room, the memory stays as it was, in small pages.
+    madvise(ctypes.c_void_p(raw.ctypes.data + start), ctypes.c_size_t(nbytes), _MADV_HUGEPAGE)
+    begin = time.perf_counter()
+    for done in range(0, nbytes, _COLLAPSED_AT_ONCE):
+        if time.perf_counter() - begin > 0.5 + done / _SLOWEST_COLLAPSE:
+            return  # memory is in pieces; putting it together would cost more than it gives
+        part = ctypes.c_size_t(min(_COLLAPSED_AT_ONCE, nbytes - done))
+        madvise(ctypes.c_void_p(raw.ctypes.data + start + done), part, _MADV_COLLAPSE)
 
 
 def _host_bytes(array: mx.array) -> np.ndarray:
