@@ -9,17 +9,13 @@ from pathlib import Path
 
 from flashmoe_lab.cli.options import Commands, add_k, add_model
 from flashmoe_lab.cli.prompt import add_prompt, prompt_of
+from flashmoe_lab.cli.terminal import follow
 from flashmoe_lab.engine import load
 from flashmoe_lab.generation import PREFILL_CHUNK
 from flashmoe_lab.run import Run
 from flashmoe_lab.storage.policy import POLICIES
 from flashmoe_lab.storage.ways import READERS
 from flashmoe_lab.weights import DTYPES
-
-# What a model writes must not steer the terminal.
-_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
-for _kept in "\t\n":
-    del _CONTROLS[ord(_kept)]
 
 
 def _add_generate(commands: Commands) -> None:
@@ -76,14 +72,7 @@ def _generate(options: argparse.Namespace) -> int:
             repetition_penalty=options.repetition_penalty,
             seed=options.seed,
         )
-        interrupted = False
-        try:
-            for step in run:
-                text = step.text if engine.tokenizer else f"{step.token} "
-                print(text.translate(_CONTROLS), end="", flush=True)
-        except KeyboardInterrupt:
-            interrupted = True
-        print(flush=True)
+        interrupted = follow(run, ids=engine.tokenizer is None)
         print(engine.summary(run), file=sys.stderr)
         if options.stats:
             _write_stats(options.stats, engine.summary(run), run)

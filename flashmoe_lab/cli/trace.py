@@ -6,8 +6,8 @@ from pathlib import Path
 
 from flashmoe_lab.cli.options import Commands, add_k, add_model
 from flashmoe_lab.cli.prompt import add_prompt, prompt_of
+from flashmoe_lab.cli.terminal import follow
 from flashmoe_lab.engine import load
-from flashmoe_lab.run import Run
 from flashmoe_lab.storage.policy import POLICIES
 from flashmoe_lab.storage.ways import READERS
 
@@ -57,29 +57,12 @@ def _trace(options: argparse.Namespace) -> int:
             temperature=options.temperature,
             seed=options.seed,
         )
-        interrupted = _follow(run)
+        interrupted = follow(run, ids=engine.tokenizer is None)
         print(engine.summary(run), file=sys.stderr)
     if run.trace is not None:
         run.trace.write(options.out)
         print(f"{options.out}: written; flashmoe-lab plot {options.out}", file=sys.stderr)
     return 130 if interrupted else 0
-
-
-def _follow(run: Run) -> bool:
-    """Show the text, and say whether it was interrupted: what was recorded until then is kept."""
-    try:
-        for step in run:
-            # What a model writes must not steer the terminal.
-            shown = (
-                c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}"
-                for c in step.text
-            )
-            print("".join(shown), end="", flush=True)
-    except KeyboardInterrupt:
-        return True
-    finally:
-        print(flush=True)
-    return False
 
 
 # plot
@@ -92,16 +75,21 @@ def _add_plot(commands: Commands) -> None:
     command.add_argument(
         "--format", choices=_FORMATS, action="append", help="default: png and svg; may be repeated"
     )
+    command.add_argument(
+        "--figure", action="append", metavar="NAME", help="only this one; may be repeated"
+    )
     command.set_defaults(run=_plot)
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from flashmoe_lab.plots import draw_all
+    from flashmoe_lab.plots import FIGURES, draw_all
     from flashmoe_lab.trace import Trace
 
-    out = options.out or options.trace
+    out, figures = options.out or options.trace, options.figure or list(FIGURES)
+    if unknown := set(figures) - set(FIGURES):
+        raise ValueError(f"figure {min(unknown)!r} is unknown; there are {', '.join(FIGURES)}")
     trace = Trace.read(options.trace)
-    for name, plot, why_not in draw_all(trace, out, options.format or ("png", "svg")):
+    for name, plot, why_not in draw_all(trace, out, options.format or ("png", "svg"), figures):
         print(f"{out / name}: {plot.title}" if plot else f"{name}: not drawn: {why_not}")
     return 0
 
