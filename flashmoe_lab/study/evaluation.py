@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.packed import MANIFEST, PackedCheckpoint
 from flashmoe_lab.checkpoint.source import Source
 from flashmoe_lab.config import check_num_experts_per_tok
@@ -160,6 +161,7 @@ class Evaluation:
             "sampling": "greedy",
             "machine": f"{cpu}, {platform.system()} {platform.machine()}",
             "device": str(mx.default_device()),
+            "kernels": _kernels(),
             "activations": str(activation_dtype(None)).removeprefix("mlx.core."),
             "versions": {
                 "flashmoe_lab": __version__,
@@ -233,6 +235,13 @@ def _identity(checkpoint: PackedCheckpoint) -> str:
     digest = hashlib.sha256((checkpoint.path / MANIFEST).read_bytes())
     digest.update((checkpoint.path / "tokenizer.json").read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _kernels() -> str:
+    if mx.default_device() != mx.cpu:
+        return "mlx"
+    used = kernels.used()
+    return used if used == "mlx" else f"{used}, {native.isa()}"
 
 
 def _cpu() -> str:

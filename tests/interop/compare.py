@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import flashmoe_lab as fl
+from flashmoe_lab import kernels
 from flashmoe_lab.demo import packed_at
 from flashmoe_lab.study.journal import Journal
 from flashmoe_lab.study.scorer import judge
@@ -61,7 +62,8 @@ def _ours(
     engine: fl.Engine, rows: list[dict[str, Any]], answers: Path, identity: str
 ) -> dict[int, list[int]]:
     ours: dict[int, list[int]] = {}
-    journal = Journal(answers.with_name(answers.name + ".ours"), {"source": identity})
+    conditions = {"source": identity, "kernels": kernels.used()}
+    journal = Journal(answers.with_name(answers.name + ".ours"), conditions)
     with journal:
         for count, row in enumerate(rows, 1):
             key = str(row["line"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import flashmoe_lab as fl
+from flashmoe_lab import kernels
 from flashmoe_lab.bundled import bundled
 from flashmoe_lab.cli import main
 from flashmoe_lab.study import evaluation as module
@@ -214,6 +215,7 @@ def test_command(
     assert list(report["num_experts_per_tok"]) == ["1", "8"]
     assert report["conditions"]["questions"] == 4
     assert report["conditions"]["passages"] == 3
+    assert report["conditions"]["kernels"].split(",")[0] in kernels.KERNELS
     assert report["conditions"]["versions"]["flashmoe_lab"] == fl.__version__
     assert [path.name for path in tmp_path.iterdir()] == ["eval.json"]
 
