@@ -128,7 +128,8 @@ def bytes_per_token(trace: Trace) -> Plot:
     tokens = trace.tokens
     steps = tokens[(tokens.phase == "decode") & (tokens.end_ns > 0)].token
     reads = trace.reads[trace.reads.nbytes > 0]
-    sums = reads.groupby([reads.token, reads.source.astype(str)]).nbytes.sum().unstack(fill_value=0)
+    sums = reads.groupby(["token", "source"], observed=True).nbytes.sum().unstack(fill_value=0)
+    sums.columns = sums.columns.astype(str)
     data = sums.reindex(steps, fill_value=0).reindex(
         columns=["page_cache", "ssd", "unknown"], fill_value=0
     )

@@ -54,9 +54,10 @@ def _by_stage(trace: Trace, positions: pd.Series) -> pd.DataFrame:
     spans = trace.spans
     spans = spans[spans.token.isin(positions) & (spans.layer >= 0)]
     dur = (spans.end_ns - spans.start_ns).groupby(
-        [spans.layer, spans.stage.astype(str), spans.lane.astype(str)]
+        [spans.layer, spans.stage, spans.lane], observed=True
     )
-    return (dur.sum() / len(positions) / 1e6).rename("mean_ms").reset_index()
+    found = (dur.sum() / len(positions) / 1e6).rename("mean_ms").reset_index()
+    return found.astype({"stage": str, "lane": str})
 
 
 def token_waterfall(trace: Trace, token: int | None = None) -> Plot:
@@ -104,8 +105,8 @@ def token_waterfall(trace: Trace, token: int | None = None) -> Plot:
 def time_shares(trace: Trace) -> Plot:
     """Where the wall time of the run goes, with the part that no span explains."""
     spans = trace.spans
-    dur = (spans.end_ns - spans.start_ns).groupby([spans.stage.astype(str), spans.lane.astype(str)])
-    data = dur.sum().rename("ns").reset_index()
+    dur = (spans.end_ns - spans.start_ns).groupby([spans.stage, spans.lane], observed=True)
+    data = dur.sum().rename("ns").reset_index().astype({"stage": str, "lane": str})
     rest = {"stage": "unexplained", "lane": "", "ns": trace.dur_ns - int(data.ns.sum())}
     data = pd.concat([data, pd.DataFrame([rest])], ignore_index=True)
     data["share"] = data.ns / trace.dur_ns
@@ -113,12 +114,13 @@ def time_shares(trace: Trace) -> Plot:
     title = f"Where {trace.dur_ns / 1e9:.2f} s of the run went; spans explain {trace.closure:.1%}"
     figure, axes = canvas(title, conditions(trace), height=1.7 + 0.28 * len(data))
     ax = axes[0, 0]
-    words = [_stage_words(row.stage, row.lane) for row in data.itertuples()]
+    names = [_stage_words(row.stage, row.lane) for row in data.itertuples()]
     colours = [LANE.get(lane, PALE) for lane in data.lane]
     ax.barh(range(len(data)), 100 * data.share, color=colours, height=0.75)
     for place, (share, ns) in enumerate(zip(data.share, data.ns, strict=True)):
-        ax.text(100 * share, place, f" {share:.1%}, {ns / 1e6:,.1f} ms", va="center", size=8)
-    ax.set_yticks(range(len(data)), words)
+        words = f" {share:.1%}, {ns / 1e6:,.1f} ms"
+        ax.text(100 * share, place, words, va="center", size=8).set_in_layout(False)
+    ax.set_yticks(range(len(data)), names)
     ax.invert_yaxis()
     ax.set_xlim(0, 100 * data.share.max() * 1.22)
     ax.set_xlabel("% of wall time")

@@ -42,9 +42,10 @@ def memory_budget(trace: Trace) -> Plot:
     ax = axes[0, 0]
     ax.barh(range(len(data)), data.nbytes / 1e6, color=[row[2] for row in known], height=0.75)
     for place, nbytes in enumerate(data.nbytes):
-        ax.text(nbytes / 1e6, place, f" {format_nbytes(nbytes)}", va="center", size=8.5)
-    words = [f"{row.what} ({row.where})" for row in data.itertuples()]
-    ax.set_yticks(range(len(data)), words)
+        words = f" {format_nbytes(nbytes)}"
+        ax.text(nbytes / 1e6, place, words, va="center", size=8.5).set_in_layout(False)
+    names = [f"{row.what} ({row.where})" for row in data.itertuples()]
+    ax.set_yticks(range(len(data)), names)
     ax.invert_yaxis()
     ax.set_xlim(0, data.nbytes.max() / 1e6 * 1.15)
     ax.set_xlabel("MB (10**6 bytes)")

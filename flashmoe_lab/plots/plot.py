@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -34,9 +35,10 @@ class Plot:
         path = Path(path)
         if path.suffix not in FORMATS:
             raise ValueError(f"{path}: the name must end in {', '.join(FORMATS)}")
-        # A date inside would make every drawing of the same data a different file.
+        # A date or a name by chance would make each drawing of the same data another file.
         dates = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-        self.figure.savefig(path, dpi=dpi, metadata=dates[path.suffix])
+        with rc_context({"svg.hashsalt": "flashmoe_lab"}):
+            self.figure.savefig(path, dpi=dpi, metadata=dates[path.suffix])
         return path
 
     def png(self, dpi: int = _DPI) -> bytes:

@@ -70,8 +70,6 @@ _RC: dict[Any, Any] = {
     "grid.color": "#E6E6E6",
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "flashmoe_lab",
 }
 
 

@@ -54,13 +54,11 @@ def compare(run_a: "_Traced | Trace", run_b: "_Traced | Trace") -> Comparison:
     common = _common(a, b)
     tables = [_passes(trace, common) for trace in (a, b)]
     logits = [_log_softmax(_rows(trace, common)) for trace in (a, b)]
-    p = np.exp(logits[0])
-    kl = np.maximum(np.where(p > 0, p * (logits[0] - logits[1]), 0.0).sum(-1), 0.0)
     tokens = pd.DataFrame(
         {
             "token": common,
             "text": a.tokens.set_index("token").text[common].to_numpy(),
-            "kl_nats": kl,
+            "kl_nats": _kl(*logits),
             "top1_agrees": logits[0].argmax(-1) == logits[1].argmax(-1),
             "nbytes_a": tables[0].nbytes.to_numpy(),
             "nbytes_b": tables[1].nbytes.to_numpy(),
@@ -126,6 +124,13 @@ def _rows(trace: Trace, positions: np.ndarray) -> np.ndarray:
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _kl(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Divergence of b from a in nats, of each row of log-probabilities."""
+    can_be = np.isfinite(a)
+    apart = np.subtract(a, b, where=can_be, out=np.zeros_like(a))
+    return np.maximum((np.exp(a) * apart).sum(-1), 0.0)  # rounding may leave less than nothing
 
 
 def _passes(trace: Trace, positions: np.ndarray) -> pd.DataFrame:

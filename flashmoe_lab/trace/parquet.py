@@ -79,10 +79,11 @@ def _metadata(name: str) -> dict[str, Any]:
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    """Times and counts as differences, floats with their bytes apart: both compress better so."""
+    """Times as differences, floats with their bytes apart, few different values as a dictionary:
+    each compresses best so."""
     encodings: dict[str, str] = {}
     for field in schema:
-        if pa.types.is_integer(field.type):
+        if field.name.endswith("_ns"):
             encodings[field.name] = "DELTA_BINARY_PACKED"
         elif pa.types.is_floating(field.type):
             encodings[field.name] = "BYTE_STREAM_SPLIT"

@@ -73,8 +73,8 @@ TABLES: dict[str, dict[str, Column]] = {
         "layer": _LAYER,
         "rank": _column(np.int16, "", "0 is the expert that the router put first"),
         "expert": _EXPERT,
-        "probability": _column(np.float32, "", "softmax over all experts"),
-        "weight": _column(np.float32, "", "as used in the sum"),
+        "probability": _column(np.float32, "", "softmax over all experts, to 16 significant bits"),
+        "weight": _column(np.float32, "", "as used in the sum, to 16 significant bits"),
         "margin": _column(
             np.float32, "", "probability of the last expert taken, less that of the first left out"
         ),
