@@ -70,11 +70,18 @@ inline __m256 load_bf16_8(const uint16_t* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
-inline F load_bf16(const uint16_t* p) { return {load_bf16_8(p), load_bf16_8(p + 8)}; }
+inline F load_f32(const void* p) { return load(static_cast<const float*>(p)); }
+inline F load_bf16(const void* p) {
+  const auto* half = static_cast<const uint16_t*>(p);
+  return {load_bf16_8(half), load_bf16_8(half + 8)};
+}
 inline __m256 load_f16_8(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-inline F load_f16(const uint16_t* p) { return {load_f16_8(p), load_f16_8(p + 8)}; }
+inline F load_f16(const void* p) {
+  const auto* half = static_cast<const uint16_t*>(p);
+  return {load_f16_8(half), load_f16_8(half + 8)};
+}
 
 inline Bytes load_bytes(const void* p) {
   const auto* at = static_cast<const __m256i*>(p);

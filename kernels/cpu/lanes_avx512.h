@@ -39,16 +39,16 @@ inline F spread(const float* p) {
   } else {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     constexpr int shift = count == 2 ? 3 : count == 4 ? 2 : 1;
-    const __m256 some = _mm256_loadu_ps(p);
-    return _mm512_permutexvar_ps(_mm512_srli_epi32(lane, shift), _mm512_castps256_ps512(some));
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(lane, shift), load(p));
   }
 }
-inline F load_bf16(const uint16_t* p) {
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+inline F load_f32(const void* p) { return _mm512_loadu_ps(p); }
+inline F load_bf16(const void* p) {
+  const __m256i half = _mm256_loadu_si256(static_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
-inline F load_f16(const uint16_t* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+inline F load_f16(const void* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }
 
 inline Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }

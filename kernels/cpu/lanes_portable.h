@@ -63,9 +63,16 @@ inline F spread(const float* p) {
   return each([=](int i) { return p[i * count / 16]; });
 }
 
-inline F load_bf16(const uint16_t* p) {
-  return each([=](int i) {
-    const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
+inline F load_f32(const void* p) {
+  F out;
+  std::memcpy(out.v, p, sizeof out.v);
+  return out;
+}
+inline F load_bf16(const void* p) {
+  uint16_t half[16];
+  std::memcpy(half, p, sizeof half);
+  return each([&](int i) {
+    const uint32_t bits = static_cast<uint32_t>(half[i]) << 16;
     float out;
     std::memcpy(&out, &bits, 4);
     return out;
@@ -87,8 +94,10 @@ inline float half_to_float(uint16_t h) {
   std::memcpy(&out, &bits, 4);
   return out;
 }
-inline F load_f16(const uint16_t* p) {
-  return each([=](int i) { return half_to_float(p[i]); });
+inline F load_f16(const void* p) {
+  uint16_t half[16];
+  std::memcpy(half, p, sizeof half);
+  return each([&](int i) { return half_to_float(half[i]); });
 }
 
 // 64 bytes, seen as 32 words of 16 bits or 16 of 32.

@@ -47,14 +47,8 @@ inline void map(const float* x, const float* y, int64_t size, float* out, Op op)
 
 // One number's worth of 16, of any kind.
 inline F load_numbers(Kind kind, const uint8_t* p, int64_t index) {
-  if (kind == Kind::f32) {
-    float some[16];
-    std::memcpy(some, p + 4 * index, 64);
-    return load(some);
-  }
-  uint16_t some[16];
-  std::memcpy(some, p + 2 * index, 32);
-  return kind == Kind::bf16 ? load_bf16(some) : load_f16(some);
+  if (kind == Kind::f32) return load_f32(p + 4 * index);
+  return kind == Kind::bf16 ? load_bf16(p + 2 * index) : load_f16(p + 2 * index);
 }
 inline F load_numbers(Kind kind, const uint8_t* p, int64_t index, int64_t count) {
   if (count >= 16) return load_numbers(kind, p, index);

@@ -59,11 +59,10 @@ struct Integer {
     auto* scales = static_cast<float*>(scratch(Piece::numbers, 8 * room));
     float* biases = scales + room;
     const auto* values = static_cast<const int16_t*>(x.values);
+    const bool usual = m.kind == Kind::bf16 && m.group == span && m.groups() % 16 == 0;
     for (int64_t r = first; r < last; ++r) {
-      spread_numbers(m, m.scales, r, scales);
-      spread_numbers(m, m.biases, r, biases);
-      for (int64_t i = 0; i < room; i += 16)
-        store(scales + i, mul(load(scales + i), load(x.scales + i)));
+      const F bias =
+          usual ? whole_scales(m, x, r, scales) : any_scales(m, x, r, scales, biases);
       const uint8_t* codes = m.weight + r * m.row_nbytes();
       F total = zero();
       for (int64_t u = 0; u < whole; ++u)
@@ -73,8 +72,30 @@ struct Integer {
         std::memcpy(rest, codes + U::nbytes * whole, m.cols % U::columns / 8 * bits);
         total = step(rest, values + U::columns * whole, scales + spans * whole, total);
       }
-      y[r - first] = sum(add(total, bias_sum(biases, x.sums, room)));
+      y[r - first] = sum(add(total, bias));
     }
+  }
+
+  // A row's scales times the activations', and the biases' part of its product.
+  static F any_scales(const Matrix& m, const Row& x, int64_t r, float* scales, float* biases) {
+    const int64_t room = span_room(m);
+    spread_numbers(m, m.scales, r, scales);
+    spread_numbers(m, m.biases, r, biases);
+    for (int64_t i = 0; i < room; i += 16)
+      store(scales + i, mul(load(scales + i), load(x.scales + i)));
+    return bias_sum(biases, x.sums, room);
+  }
+
+  // The same for the usual form, in whole registers.
+  static F whole_scales(const Matrix& m, const Row& x, int64_t r, float* scales) {
+    const int64_t groups = m.groups();
+    const uint8_t *s = m.scales + 2 * r * groups, *b = m.biases + 2 * r * groups;
+    F total = zero();
+    for (int64_t i = 0; i < groups; i += 16) {
+      store(scales + i, mul(load_bf16(s + 2 * i), load(x.scales + i)));
+      total = fma(load_bf16(b + 2 * i), load(x.sums + i), total);
+    }
+    return total;
   }
 
   static F step(const uint8_t* p, const int16_t* x, const float* scales, F total) {
