@@ -51,7 +51,7 @@ def test_the_generated_answer_is_right_by_its_own_check(make: Callable[[Draw], C
         chat = make(draw)
         assert chat.check is not None
         verdict = judge(chat.check, answer_of(chat))
-        assert verdict.parse and verdict.exact, answer_of(chat)
+        assert verdict.parse is not False and verdict.exact, answer_of(chat)
 
 
 def test_every_tool_call_parses_back_and_fits_its_schema() -> None:

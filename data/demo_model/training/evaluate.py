@@ -124,14 +124,14 @@ class Evaluation:
         self, verdicts: list[tuple[str, scorer.Verdict]], losses: dict[str, float], counts: Tensor
     ) -> dict[str, Any]:
         kinds = scorer.tally(verdicts)
-        calls = [verdict for kind, verdict in verdicts if kind in _CALLS]
+        calls = scorer.tally(("call", v) for kind, v in verdicts if kind in _CALLS).get("call", {})
         ranked = counts.sort(1, descending=True).values.float()
         quarter = ranked[:, : max(1, counts.size(1) // 4)].sum(1) / ranked.sum(1)
         return {
             "loss": round(sum(losses.values()) / max(1, len(losses)), 4),
             "loss_by_part": {part: round(loss, 4) for part, loss in losses.items()},
-            "tool_call_parse": round(sum(v.parse for v in calls) / max(1, len(calls)), 4),
-            "tool_call_valid": round(sum(v.exact for v in calls) / max(1, len(calls)), 4),
+            "tool_call_parse": calls.get("parse"),
+            "tool_call_valid": calls.get("exact"),
             "json_parse": kinds.get("json", {}).get("parse"),
             "json_exact": kinds.get("json", {}).get("exact"),
             "memory": kinds.get("memory", {}).get("exact"),
