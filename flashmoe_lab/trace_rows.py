@@ -133,7 +133,7 @@ def _joined(arrays: Iterable[Any]) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """float32 to 16 significant bits (1.5e-5): the rest would be a quarter of the file, and noise."""
+    """float32 to 16 significant bits (1.5e-5); the rest is noise, and would swell the files."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + 0x80) & 0xFFFFFF00).astype(np.uint32).view(np.float32)
 

@@ -161,7 +161,8 @@ def test_reuse_distance(trace):
     data = plots.reuse_distance(trace).data
     # Requests 0 1 2 5 6 7 | 0 1 6 7 | 0 3 4 5: again after 5 5 3 3, 3 and 6 others (5 comes last).
     assert data.requests.sum() == 6 and data["from"].iloc[0] == 4
-    hits = {row.below - 1: row.lru_hit_rate * 14 for row in data.itertuples()}
+    rates = (14 * data.lru_hit_rate).tolist()
+    hits = dict(zip((data.below - 1).tolist(), rates, strict=True))
     assert hits[4] == pytest.approx(3) and hits[6] == pytest.approx(5)
     assert hits[max(hits)] == pytest.approx(6)
 

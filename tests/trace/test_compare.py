@@ -1,5 +1,7 @@
 """The price of an intervention, worked out on made traces."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,6 @@ def test_only_the_common_beginning_is_compared():
 def test_what_is_missing_is_said():
     with pytest.raises(ValueError, match=r"the second run kept no logits; .*lm_head\.logits"):
         compare(_with_logits(np.zeros((3, 2))), made_trace())
-    run = type("Run", (), {"trace": None})()
+    run = SimpleNamespace(trace=None)
     with pytest.raises(ValueError, match="the first run has no trace"):
-        compare(run, made_trace())
+        compare(run, made_trace())  # pyright: ignore[reportArgumentType]

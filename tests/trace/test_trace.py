@@ -40,9 +40,10 @@ def test_memory_is_bounded_and_spilled_rows_come_back_in_order(tmp_path):
         held = max(held, small.nbytes)
     assert held == 50 * sum(np.dtype(c.dtype).itemsize for c in TABLES["spans"].values())
     assert small.spilled == 450
-    file = small.finish()
+    file, rows = small.finish(), large.finish()
+    assert isinstance(rows, pd.DataFrame)
     tables: dict = {name: getattr(made_trace(), name) for name in NAMES}
-    assert_frame_equal(Trace(tables | {"spans": file}).spans, large.finish())
+    assert_frame_equal(Trace(tables | {"spans": file}).spans, rows)
 
 
 def test_more_rows_at_once_than_memory_may_hold(tmp_path):
