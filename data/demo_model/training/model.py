@@ -67,12 +67,6 @@ def make_model(
     return model
 
 
-def load_weights(model: qwen.Qwen3_5MoeForCausalLM, checkpoint: Path) -> None:
-    """Puts a checkpoint's weights into a model of its shape."""
-    found = qwen.Qwen3_5MoeForCausalLM.from_pretrained(str(checkpoint), dtype=torch.float32)
-    model.load_state_dict(found.state_dict())
-
-
 def token_loss(model: Any, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted sum of the tokens' losses, and sum of the weights.
 

@@ -165,6 +165,7 @@ def _told(draw: Draw) -> Chat:
         f"{article(hero.kind)} named {hero.name}", f"a {hero.trait} {hero.kind}", story.theme,
         f"{article(hero.kind)} and {article(friend.kind)}", f"{hero.name} and {friend.name}",
         f"{article(hero.kind)} and {story.theme}", f"a {hero.trait} {hero.kind} named {hero.name}",
+        f"a {hero.trait} {hero.kind} and a {friend.trait} {friend.kind}",
     )  # fmt: skip
     size = draw.pick("long ", "longer ") if long else draw.pick("", "", "short ")
     ask = draw.pick(

@@ -6,8 +6,7 @@
 float32 master weights, bf16 autocast, Muon and AdamW. The learning rate falls with the share of the
 time (or of `--steps`) that is used, so a run ends when it should on any machine. OUT gets the
 checkpoint, train.log and train_report.json; the weights are also written on the way, every
-`--save-minutes`. A run is not resumed; `--start MODEL` begins a further one from a checkpoint, with
-the mixture as it is at the end of a training.
+`--save-minutes`. A run is not resumed.
 """
 
 # pyright: reportMissingImports=false
@@ -27,15 +26,7 @@ from . import fast_parts
 from .batches import Batch, Batches
 from .export import write_checkpoint
 from .geometry import GEOMETRIES, parameter_counts
-from .model import (
-    Router,
-    held_out_loss,
-    held_out_rows,
-    load_weights,
-    make_model,
-    to_device,
-    token_loss,
-)
+from .model import Router, held_out_loss, held_out_rows, make_model, to_device, token_loss
 from .optimizer import make_optimizers
 from .shards import end_token
 
@@ -48,7 +39,6 @@ class Settings:
     tokenizer: Path
     loss: Path
     out: Path
-    start: Path | None = None
     geometry: str = "demo"
     minutes: float = 0.0
     steps: int = 0
@@ -78,10 +68,6 @@ class Settings:
         """The share of the training that is over, 0 to 1."""
         return min(1.0, step / self.steps if self.steps else seconds / (60 * self.minutes))
 
-    def mixture(self, progress: float) -> float:
-        """Where between the mixture's start and end the batches are drawn."""
-        return 1.0 if self.start else progress
-
     def rate(self, step: int, progress: float) -> float:
         """Factor on the learning rates: warm-up by steps, then a cosine down to `lowest`."""
         cosine = self.lowest + (1 - self.lowest) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -101,8 +87,6 @@ class Run:
             settings.geometry, tokenizer.get_vocab_size(), end_token(tokenizer, "<|im_end|>"),
             settings.seed,
         )  # fmt: skip
-        if settings.start:
-            load_weights(self.model, settings.start)
         fast_parts.install(settings.compile)
         self.model.to(self.device).train()
         experts = fast_parts.EXPERTS if self.device == "cuda" else "eager"
@@ -131,6 +115,8 @@ class Run:
         while (progress := settings.progress(self.steps, time.monotonic() - start)) < 1:
             loss, load, norm = self._step(progress)
             now = time.monotonic()
+            if self.steps == 1:  # what torch compiles in the first step does not count
+                start = now
             if self.steps % settings.log_every == 0 or self.steps == 1:
                 speed = (self.tokens - noted[1]) / max(now - noted[0], 1e-9)
                 noted = now, self.tokens
@@ -149,7 +135,7 @@ class Run:
         rate = settings.rate(self.steps, progress)
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
             group["lr"] = group["base"] * rate
-        batches = self.batches.step(settings.mixture(progress))
+        batches = self.batches.step(progress)
         loss, load = self._gradients(batches, progress)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         for optimizer in self.optimizers:
@@ -219,7 +205,6 @@ def main() -> None:
     parser.add_argument("--geometry", choices=GEOMETRIES, default="demo")
     for name in ("tokenizer", "loss", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="a checkpoint to go on from")
     parser.add_argument("--compile", action="store_true")
     numbers = {
         "minutes": 0.0, "steps": 0, "pass-tokens": 65_536, "lr": 2e-3, "muon-lr": 0.02, "seed": 1,
