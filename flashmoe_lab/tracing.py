@@ -11,7 +11,7 @@ of its own, "record".
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -263,7 +263,9 @@ class Tracer(Watch):
     def run_ends(self) -> None:
         """Make the last rows, and the trace."""
         last: list[Pass] = []
-        if self._picked is not None:  # a last token never goes through the model
+        if self._pass.tokens and not self._pass.end_ns:  # an error or a stop in its midst
+            last = [replace(self._pass, start_ns=0, routings=[], chosen=[])]
+        elif self._picked is not None:  # a last token never goes through the model
             token, logprobs = self._picked
             self._span(code(-1, "sample", "host"), None)
             last = [Pass(phase="decode", tokens=[token], position=self._length, start_ns=0)]

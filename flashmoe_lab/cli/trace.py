@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flashmoe_lab.cli.options import Commands, add_k, add_model
 from flashmoe_lab.cli.prompt import add_prompt, prompt_of
@@ -10,9 +12,14 @@ from flashmoe_lab.cli.terminal import follow
 from flashmoe_lab.engine import load
 from flashmoe_lab.storage.policy import POLICIES
 from flashmoe_lab.storage.ways import READERS
+from flashmoe_lab.units import format_nbytes
+
+if TYPE_CHECKING:
+    from flashmoe_lab.trace import Trace
 
 _MODES = ("flow", "stages")
 _FORMATS = ("png", "svg", "pdf")
+_EXPORTS = ("csv", "chrome", "libcachesim")
 
 # trace
 
@@ -27,6 +34,21 @@ def _add_trace(commands: Commands) -> None:
         choices=_MODES,
         default="flow",
         help="flow (default) adds no waiting; stages times every stage exactly and is slower",
+    )
+    command.add_argument(
+        "--record",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="keep arrays of stages too: 'layers.*.mixer.decay'; may be repeated",
+    )
+    command.add_argument("--record-gb", type=float, default=1.0, help="room for those (default 1)")
+    command.add_argument(
+        "--export",
+        choices=_EXPORTS,
+        action="append",
+        default=[],
+        help="beside Parquet: csv, chrome (trace.json.gz, opens in Perfetto) or libcachesim",
     )
     command.add_argument("--max-tokens", type=int, default=64)
     add_k(command)
@@ -54,15 +76,31 @@ def _trace(options: argparse.Namespace) -> int:
             prompt_of(options, engine),
             options.max_tokens,
             trace=options.mode,
+            record=options.record,
+            record_gb=options.record_gb,
             temperature=options.temperature,
             seed=options.seed,
         )
         interrupted = follow(run, ids=engine.tokenizer is None)
         print(engine.summary(run), file=sys.stderr)
     if run.trace is not None:
-        run.trace.write(options.out)
-        print(f"{options.out}: written; flashmoe-lab plot {options.out}", file=sys.stderr)
+        _write(run.trace, options.out, options.export)
+        print(
+            f"{options.out}: written; to draw it: flashmoe-lab plot {options.out}", file=sys.stderr
+        )
     return 130 if interrupted else 0
+
+
+def _write(trace: "Trace", out: Path, exports: Sequence[str]) -> None:
+    from flashmoe_lab.trace import export
+
+    trace.write(out)
+    if "csv" in exports:
+        export.write_csv(trace, out)
+    if "chrome" in exports:
+        export.write_chrome(trace, out / "trace.json.gz")
+    if "libcachesim" in exports:
+        export.write_libcachesim(trace, out / "libcachesim.csv")
 
 
 # plot

@@ -3,6 +3,7 @@
 It holds tables and the facts of the run. Who fills it (tracing.py) knows the engine; it does not.
 """
 
+import shutil
 import tempfile
 import time
 import weakref
@@ -37,9 +38,8 @@ class Recorder:
             raise ValueError(f"trace is {mode!r}; it must be one of {', '.join(map(repr, MODES))}")
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}; it must be at least 1")
-        self._folder = tempfile.TemporaryDirectory(prefix="flashmoe-trace-")
-        folder = Path(self._folder.name)
-        self.tables = {name: Table(name, max_rows, folder) for name in TABLES}
+        self._folder = _Folder()
+        self.tables = {name: Table(name, max_rows, self._folder.path) for name in TABLES}
         self.facts: dict[str, Any] = {"mode": mode}
         self.arrays: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
@@ -62,9 +62,15 @@ class Recorder:
         }
         tables["run"] = pd.DataFrame([self.facts])
         arrays = {name: _joined(parts) for name, parts in self.arrays.items()}
-        trace = Trace(tables, arrays)
-        weakref.finalize(trace, self._folder.cleanup)
-        return trace
+        return Trace(tables, arrays, keep=self._folder)
+
+
+class _Folder:
+    """A temporary directory that goes when nobody holds this any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="flashmoe-trace-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

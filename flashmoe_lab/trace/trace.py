@@ -28,12 +28,16 @@ class Trace:
     """
 
     def __init__(
-        self, tables: "Mapping[str, pd.DataFrame | Path]", arrays: Arrays | None = None
+        self,
+        tables: "Mapping[str, pd.DataFrame | Path]",
+        arrays: Arrays | None = None,
+        keep: object = None,
     ) -> None:
         missing = set(NAMES) - set(tables)
         if missing:
             raise ValueError(f"a trace needs the tables {', '.join(NAMES)}; no {min(missing)}")
         self._tables = dict(tables)
+        self._keep = keep  # what holds the files that tables lie in
         self.arrays: Arrays = arrays or {}
 
     def _frame(self, name: str) -> pd.DataFrame:

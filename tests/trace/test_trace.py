@@ -69,7 +69,7 @@ def test_temporary_files_go_with_the_trace():
     folder = recorder.tables["spans"].spill
     trace = recorder.finish()
     assert len(trace.spans) == 5 and folder.exists()
-    del trace
+    del recorder, trace
     assert not folder.exists()
 
 
