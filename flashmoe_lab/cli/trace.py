@@ -81,6 +81,9 @@ def _trace(options: argparse.Namespace) -> int:
             temperature=options.temperature,
             seed=options.seed,
         )
+        if options.record:
+            words = f"arrays: up to {format_nbytes(run.record_nbytes)}"
+            print(f"{words} of {options.record_gb:g} GB allowed", file=sys.stderr)
         interrupted = follow(run, ids=engine.tokenizer is None)
         print(engine.summary(run), file=sys.stderr)
     if run.trace is not None:
