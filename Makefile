@@ -12,16 +12,29 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-# From random weights in the published layout to text: packed to 4 bits, then streamed from disk.
+# A story and a tool call, streamed from disk with the bundled model at 4 bits, and pictures of how they were made. A copy
+# without the bundled weights makes a tiny model of random ones instead: the text is noise then, the rest is the same.
 demo: $(STAMP)
-	rm -rf out/demo
-	mkdir -p out
-	$(BIN)/flashmoe-lab synth data/tiny.json out/demo/published --bits none
-	$(BIN)/flashmoe-lab pack out/demo/published out/demo/packed --bits 4
-	$(BIN)/flashmoe-lab inspect out/demo/packed
-	@echo; echo "The weights are random, so the text is noise; what runs is the whole engine:"; echo
-	$(BIN)/flashmoe-lab generate out/demo/packed --prompt "Once upon a time" --max-tokens 48 \
-		--bank-gb 0.008 --temperature 1 --top-k 40 --seed 1
+	@rm -rf out/demo && mkdir -p out/demo
+	@if [ ! -e data/demo_model/model.safetensors.index.json ]; then \
+		echo "no bundled weights here: a tiny model with random weights stands in, its text is noise"; \
+		$(BIN)/flashmoe-lab synth data/tiny.json out/demo/published --bits none --quiet && \
+		$(BIN)/flashmoe-lab pack out/demo/published out/demo/packed --bits 4 --quiet; \
+	fi
+	@$(BIN)/flashmoe-lab inspect $(DEMO)
+	@echo; echo "A story, with its experts read from disk as the router names them:"; echo
+	@$(BIN)/flashmoe-lab trace $(DEMO) $(call ASK,Tell me a story about a fox named Fina.) \
+		--max-tokens $(if $(WEIGHTS),320,64) --bank-gb 0.006 --out out/demo/story
+	@echo; echo "A tool call:"; echo
+	@$(BIN)/flashmoe-lab generate $(DEMO) $(call ASK,What is the weather in Oslo? Use celsius.) \
+		$(if $(WEIGHTS),--tools data/prompts/tools.json) --max-tokens $(if $(WEIGHTS),64,16) --bank-gb 0.006
+	@$(BIN)/flashmoe-lab plot out/demo/story --out out/demo --format png \
+		--figure expert_histogram --figure io_timeline --figure layer_latency
+	@echo; echo "Pictures are in out/demo. make lab opens the notebooks."
+
+WEIGHTS := $(wildcard data/demo_model/model.safetensors.index.json)
+DEMO    := $(if $(WEIGHTS),demo,out/demo/packed)
+ASK      = $(if $(WEIGHTS),--chat,--prompt) "$(1)"
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
