@@ -35,7 +35,8 @@ def main() -> int:
     questions = {number: json.loads(line) for number, line in enumerate(lines, 1)}
     rows = [json.loads(line) for line in given.answers.read_text("utf-8").splitlines()]
     source = fl.Source(given.model)
-    with fl.load(packed_at(source, given.model.resolve().name, "none").path) as engine:
+    path = packed_at(source, given.model.resolve().name, "none").path
+    with fl.load(path, dtype="float32") as engine:
         ours = _ours(engine, rows, given.answers, source.identity)
         same, bad, encoded, verdicts = 0, 0, 0, 0
         for row in rows:

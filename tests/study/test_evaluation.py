@@ -296,5 +296,5 @@ def test_the_bundled_model_answers(
     file = tmp_path / "eval.json"
     assert main(["evaluate", "demo", "--limit", "8", "--json", str(file), "--quiet"]) == 0
     found = json.loads(file.read_text())["bits"]["4"]
-    assert found["kinds"]["ALL"]["exact"] >= 0.5
+    assert found["kinds"]["ALL"]["exact"] >= 0.3
     assert found["loss"] < 3
