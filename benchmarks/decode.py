@@ -1,34 +1,30 @@
-"""Tokens per second of decode, by reader and bank, on a synthetic checkpoint.
+"""Tokens per second of decode, by K, reader and bank.
 
 Settings run in turn, several times over and in reversed order every second time, so that a machine
 that warms up or is disturbed does not favour one of them. Beside every speed stand its spread, its
-ratio to the first setting of the same run, and whether the generated tokens equal those of the
-fully resident run. Reads through the page cache are warm unless --cold empties it before each run;
-direct reads are always cold.
+ratio to the resident run of the same K, and whether its logits equal that run's, bit for bit. Reads
+through the page cache are warm unless --cold empties it before each run; direct reads are always
+cold. Tokens are random, so that experts vary; nothing is sampled.
 
     python benchmarks/decode.py                                     a small model, a few seconds
-    python benchmarks/decode.py --geometry 397b --layers 4 --bank-gb 2 --cold
+    python benchmarks/decode.py --geometry 397b --layers 4 --bank-gb 2 --cold --k 4 10
 """
 
 import argparse
-import json
-import platform
-import statistics
 import sys
-import tempfile
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
+import model_under_test
+import numpy as np
+from interleave import interleave
+from one_run import measure
+from record import record
 
 import flashmoe_lab as fl
-from flashmoe_lab.checkpoint.synthetic import SyntheticSource
-from flashmoe_lab.config import geometries, read_json
-from flashmoe_lab.storage.page_cache import evict
-
-TINY = Path(__file__).parents[1] / "data" / "tiny.json"
-PROMPT = "Once upon a time there was a small town by the sea"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,124 +32,110 @@ class Case:
     """One way of running the model."""
 
     name: str
-    settings: dict[str, object]
+    k: int
+    settings: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Results:
+    """What the runs gave besides their speed."""
+
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def main() -> int:
-    """Measure and print a table; exit code 1 if any tokens differ."""
+    """Measure and print a table; exit code 1 if any logits differ."""
     options = _options()
-    place = tempfile.TemporaryDirectory() if options.model is None else nullcontext(options.model)
-    with place as folder:
-        path = Path(folder)
-        if options.model is None:
-            _synthesise(options, path)
-        return _measure(options, path)
-
-
-def _measure(options: argparse.Namespace, path: Path) -> int:
-    with fl.load(path, resident=True) as engine:
-        right = engine.generate(PROMPT, options.max_tokens).tokens
-        gigabytes = engine.checkpoint.expert_nbytes / 1e9
-    bank = options.bank_gb if options.bank_gb is not None else gigabytes / 4
-    cases = _cases(bank)
-    speeds: dict[str, list[float]] = {case.name: [] for case in cases}
-    nbytes: dict[str, float] = {}
-    equal = dict.fromkeys(speeds, True)
-    for repetition in range(options.repetitions):
-        for case in cases if repetition % 2 == 0 else cases[::-1]:
-            if options.cold:
-                for file in (path / "experts").iterdir():
-                    evict(file)
-            with fl.load(path, **case.settings) as engine:
-                run = engine.stream_generate(PROMPT, options.max_tokens).wait()
-            speeds[case.name].append(run.stats.decode.tokens_per_second)
-            nbytes[case.name] = run.stats.decode.read_nbytes_per_token
-            equal[case.name] &= run.tokens == right
-    rows = _rows(options, cases, speeds, nbytes, equal)
-    _print(options, gigabytes, rows)
-    if options.json:
-        with options.json.open("a") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in rows)
-    return 0 if all(equal.values()) else 1
-
-
-def _cases(bank_gb: float) -> list[Case]:
-    return [
-        Case(name="resident", settings={"resident": True}),
-        Case(name="bank, pread", settings={"bank_gb": bank_gb}),
-        Case(name="bank, direct", settings={"bank_gb": bank_gb, "reader": "direct"}),
-        Case(name="bank, mmap", settings={"bank_gb": bank_gb, "reader": "mmap"}),
-        Case(name="no bank, pread", settings={"bank_gb": 0.0}),
-    ]
-
-
-def _rows(
-    options: argparse.Namespace,
-    cases: list[Case],
-    speeds: dict[str, list[float]],
-    nbytes: dict[str, float],
-    equal: dict[str, bool],
-) -> list[dict[str, object]]:
-    first = statistics.median(speeds[cases[0].name])
-    return [
-        {
-            "benchmark": "decode",
-            "case": options.geometry,
-            "variant": case.name,
-            "value": statistics.median(speeds[case.name]),
-            "unit": "tokens/s",
-            "repetitions": len(speeds[case.name]),
-            "spread": max(speeds[case.name]) - min(speeds[case.name]),
-            "ratio_to": cases[0].name,
-            "ratio": statistics.median(speeds[case.name]) / first,
-            "read_nbytes_per_token": nbytes[case.name],
-            "tokens_equal_resident": equal[case.name],
-            "page_cache": "emptied before each run" if options.cold else "warm",
-            "layers": options.layers,
-            "bits": options.bits,
-            "machine": f"{platform.machine()} {platform.system()}, MLX on {mx.default_device()}",
-            "version": fl.__version__,
+    with model_under_test.opened(options) as path:
+        checkpoint = fl.PackedCheckpoint(path)
+        gigabytes = checkpoint.expert_nbytes / 1e9
+        bank = options.bank_gb if options.bank_gb is not None else gigabytes / 4
+        ks = options.k or [checkpoint.config.num_experts_per_tok]
+        cases = [case for k in ks for case in cases_of(k, bank, options)]
+        results = Results()
+        work: dict[str, Callable[[], float]] = {
+            case.name: partial(run, path, case, options, results) for case in cases
         }
-        for case in cases
-    ]
-
-
-def _print(options: argparse.Namespace, gigabytes: float, rows: list[dict[str, object]]) -> None:
+        samples = interleave(work, options.repetitions)
+        conditions = model_under_test.conditions(options, path)
     print(
-        f"decode, {options.geometry}, {options.layers} layers, {options.bits} bits, "
-        f"{gigabytes:.2f} GB of experts, K = the model's own, {options.max_tokens} tokens, "
-        f"page cache {rows[0]['page_cache']}, {rows[0]['machine']}, "
-        f"median of {options.repetitions} interleaved"
+        f"decode, {options.geometry}, {conditions['layers']} layers, {conditions['bits']} bits, "
+        f"{gigabytes:.2f} GB of experts, {options.tokens} random tokens, page cache "
+        f"{conditions['page_cache']}, median of {options.repetitions} interleaved"
     )
-    print(f"{'':16}{'tokens/s':>10}{'spread':>9}{'ratio':>8}{'MB/token':>10}  same tokens")
-    for row in rows:
-        same = "yes" if row["tokens_equal_resident"] else "NO"
+    print(f"{'':26}{'tokens/s':>10}{'spread':>9}{'ratio':>8}{'MB/token':>10}{'hits':>7}  same bits")
+    right = True
+    for case in cases:
+        first = next(c for c in cases if c.k == case.k)
+        equal = np.array_equal(results.logits[case.name], results.logits[first.name])
+        right &= equal
+        speed, found = samples[case.name], results.found[case.name]
+        nbytes = found["read_nbytes"] / found["tokens"]
+        asked = found["hits"] + found["misses"]
+        hits = found["hits"] / asked if asked else 1.0
+        ratio = speed.median / samples[first.name].median
         print(
-            f"{row['variant']:16}{row['value']:>10.2f}{row['spread']:>9.2f}{row['ratio']:>8.2f}"
-            f"{row['read_nbytes_per_token'] / 1e6:>10.1f}  {same}"  # pyright: ignore
+            f"{case.name:26}{speed.median:>10.2f}{speed.spread:>9.2f}{ratio:>8.2f}"
+            f"{nbytes / 1e6:>10.1f}{hits:>7.1%}  {'yes' if equal else 'NO'}"
         )
+        record(
+            options.json,
+            benchmark="decode",
+            case=f"{options.geometry}, K={case.k}",
+            variant=case.name,
+            value=speed.median,
+            unit="tokens/s",
+            repetitions=len(speed),
+            spread=speed.spread,
+            ratio_to=first.name,
+            ratio=ratio,
+            K=case.k,
+            read_nbytes_per_token=nbytes,
+            hit_rate=hits,
+            logits_equal=bool(equal),
+            threads=options.threads,
+            **conditions,
+        )
+    return 0 if right else 1
 
 
-def _synthesise(options: argparse.Namespace, path: Path) -> None:
-    config = geometries().get(options.geometry) or read_json(TINY)
-    quantization = fl.Quantization(bits=options.bits)
-    source = SyntheticSource(config, options.layers, quantization, options.seed)
-    path.rmdir()
-    fl.pack(fl.PackPlan.make(source, path, fl.PackSettings.of(None)))
+def cases_of(k: int, bank_gb: float, options: argparse.Namespace) -> list[Case]:
+    """Resident, then every reader with a bank, then the page cache alone."""
+    reading = {"threads": options.threads, "split": options.split}
+    settings: dict[str, dict[str, Any]] = (
+        {} if options.streamed_only else {"resident": {"resident": True}}
+    )
+    for reader in options.readers:
+        settings[f"bank, {reader}"] = {"bank_gb": bank_gb, "reader": reader, **reading}
+    settings["no bank, pread"] = {"bank_gb": 0.0, "reader": "pread", **reading}
+    return [Case(name=f"K={k}, {name}", k=k, settings=chosen) for name, chosen in settings.items()]
+
+
+def run(path: Path, case: Case, options: argparse.Namespace, results: Results) -> float:
+    """Tokens per second of one run of a fresh engine."""
+    if options.cold:
+        model_under_test.chill(path)
+    with fl.load(path, num_experts_per_tok=case.k, **case.settings) as engine:
+        logits: list[np.ndarray] = []
+        found = engine._thread.call(lambda: measure(engine, options, logits.append))
+    results.logits[case.name], results.found[case.name] = logits[-1], found["decode"]
+    return found["decode"]["tokens_per_second"]
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a packed checkpoint instead of a synthetic one")
-    parser.add_argument("--geometry", default="tiny", choices=["tiny", *geometries()])
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-tokens", type=int, default=32)
+    model_under_test.add_options(parser)
+    parser.add_argument(
+        "--k", type=int, nargs="+", help="experts a token; default: the model's own"
+    )
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--bank-gb", type=float, help="default: a quarter of the experts")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--json", type=Path, help="append one line a case to this file")
+    parser.add_argument("--readers", nargs="+", default=["pread", "direct", "mmap"])
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--split", type=int, default=1)
+    parser.add_argument("--streamed-only", action="store_true", help="no resident run")
+    parser.set_defaults(prompt=1, prefill_chunk=512, num_experts_per_tok=None, warmup=True)
     return parser.parse_args()
 
 

@@ -11,6 +11,8 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,15 @@ from flashmoe_lab.generation import prefill
 from flashmoe_lab.storage.page_cache import process_read_nbytes
 
 
-def measure(engine: fl.Engine, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds, bytes and hits of prefill and decode; to be called in the engine's thread."""
+def measure(
+    engine: fl.Engine,
+    options: argparse.Namespace,
+    keep: Callable[[np.ndarray], None] = lambda logits: None,
+) -> dict[str, Any]:
+    """Seconds, bytes and hits of prefill and decode; to be called in the engine's thread.
+
+    `keep` is given the last token's logits.
+    """
     rng = np.random.default_rng(options.seed)
     ids = rng.integers(0, engine.config.vocab_size, options.prompt + options.tokens).tolist()
     prompt, tokens = ids[: options.prompt], ids[options.prompt :]
@@ -30,12 +39,15 @@ def measure(engine: fl.Engine, options: argparse.Namespace) -> dict[str, Any]:
     state, found = model.empty_state(), {}
     if options.warmup:  # caches of code and threads, not of experts: its own bank is kept
         np.array(model([0], model.empty_state(), k))
+    logits = None
     with Phase(engine, found, "prefill", len(prompt)):
         if prompt:
-            prefill(model, prompt, state, k, options.prefill_chunk)
+            logits = prefill(model, prompt, state, k, options.prefill_chunk)
     with Phase(engine, found, "decode", len(tokens)):
         for token in tokens:
-            np.array(model([token], state, k))
+            logits = np.array(model([token], state, k))[0]
+    if logits is not None:
+        keep(logits)
     return found
 
 
@@ -77,12 +89,14 @@ def main() -> int:
     parser.add_argument("--num-experts-per-tok", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warmup", action="store_true", help="one token first, not counted")
+    parser.add_argument("--logits", type=Path, help="save the last token's logits here")
     parser.add_argument("--settings", type=json.loads, default={}, help="of the engine, as JSON")
     options = parser.parse_args()
     start = time.perf_counter()
     with fl.load(options.packed, **options.settings) as engine:
         opened = time.perf_counter() - start
-        found = engine._thread.call(lambda: measure(engine, options))
+        save = partial(np.save, options.logits) if options.logits else lambda logits: None
+        found = engine._thread.call(lambda: measure(engine, options, save))
         found |= {"open_seconds": opened, "bank_slots": engine.bank.slots}
     print(json.dumps(found))
     return 0

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
+import gguf  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint

@@ -117,7 +117,7 @@ class ReadRecord:
     submit_ns: int
     start_ns: int
     end_ns: int
-    thread: int  # 0 to threads - 1
+    thread: int  # 0 to threads - 1; `threads` is the one that submitted
 
 
 class ReadRecords(Sequence[ReadRecord]):

@@ -85,7 +85,12 @@ std::unique_ptr<Ticket> submit(ReadPool& pool, const Table<int64_t>& blocks,
                                const Table<uint64_t>& segments, nb::object owner, int64_t split,
                                bool direct, bool staged) {
   if (split < 1) throw std::invalid_argument("split must be 1 or more");
-  auto batch = pool.submit(blocks_of(blocks, segments), {split, direct, staged});
+  std::vector<Block> asked = blocks_of(blocks, segments);
+  std::shared_ptr<Batch> batch;
+  {
+    nb::gil_scoped_release release;
+    batch = pool.submit(std::move(asked), {split, direct, staged});
+  }
   return std::make_unique<Ticket>(std::move(batch), std::move(owner));
 }
 

@@ -13,8 +13,9 @@
 namespace flashmoe {
 namespace {
 
-constexpr size_t MAX_SEGMENTS = 1024;      // IOV_MAX on Linux and macOS
-constexpr size_t STAGING_BYTES = 1 << 20;  // the copy out of it should find it in the L2 cache
+constexpr size_t MAX_SEGMENTS = 1024;       // IOV_MAX on Linux and macOS
+constexpr int64_t AT_ONCE_BYTES = 1 << 20;  // copying more than this is work for threads
+constexpr size_t STAGING_BYTES = 1 << 20;   // the copy out of it should find it in the L2 cache
 
 int64_t now_ns() {
   timespec now;
@@ -83,6 +84,17 @@ int64_t fill(int fd, std::vector<iovec> parts, int64_t offset, int64_t wanted, i
   }
 }
 
+// Whether the page cache held all of it; never waits for the device.
+bool fill_from_cache(int fd, const std::vector<iovec>& parts, int64_t offset, int64_t wanted) {
+#ifdef RWF_NOWAIT
+  if (parts.size() > MAX_SEGMENTS) return false;
+  return preadv2(fd, parts.data(), int(parts.size()), offset, RWF_NOWAIT) == wanted;
+#else
+  (void)fd, (void)parts, (void)offset, (void)wanted;
+  return false;
+#endif
+}
+
 void scatter(const char* source, const std::vector<iovec>& parts) {
   for (const iovec& part : parts) {
     std::memcpy(part.iov_base, source, part.iov_len);
@@ -114,6 +126,30 @@ Batch::Batch(std::vector<Block> blocks, Way way) : blocks_(std::move(blocks)), w
     }
   }
   left_ = records_.size();
+}
+
+std::vector<size_t> Batch::read_at_once(int thread) {
+  int64_t total = 0;
+  for (const Record& record : records_) total += record.nbytes;
+  std::vector<size_t> left;
+  for (size_t piece = 0; piece < records_.size(); ++piece) {
+    Record record = records_[piece];
+    const Block& block = blocks_[size_t(record.block)];
+    const int64_t begin = record.offset - block.offset;
+    record.thread = thread;
+    record.start_ns = now_ns();
+    if (way_.direct || way_.staged || total > AT_ONCE_BYTES ||
+        !fill_from_cache(block.fd, cut(block.segments, begin, begin + record.nbytes), record.offset,
+                         record.nbytes)) {
+      left.push_back(piece);
+      continue;
+    }
+    record.got = record.nbytes;
+    record.end_ns = now_ns();
+    records_[piece] = record;
+    end(record);
+  }
+  return left;
 }
 
 bool Batch::done() const {
@@ -193,13 +229,13 @@ ReadPool::ReadPool(int threads) {
 
 std::shared_ptr<Batch> ReadPool::submit(std::vector<Block> blocks, Way way) {
   auto batch = std::make_shared<Batch>(std::move(blocks), way);
-  size_t pieces = batch->records_.size();
+  const std::vector<size_t> left = batch->read_at_once(int(threads_.size()));
   {
     std::lock_guard lock(mutex_);
     if (closing_) throw std::invalid_argument("the reader is closed; open another one");
-    for (size_t piece = 0; piece < pieces; ++piece) tasks_.push_back({batch, piece});
+    for (size_t piece : left) tasks_.push_back({batch, piece});
   }
-  for (size_t n = 0; n < std::min(pieces, threads_.size()); ++n) wake_.notify_one();
+  for (size_t n = 0; n < std::min(left.size(), threads_.size()); ++n) wake_.notify_one();
   return batch;
 }
 

@@ -37,7 +37,7 @@ struct Record {
   int64_t error;   // errno, or 0
   int64_t start_ns;
   int64_t end_ns;
-  int64_t thread;
+  int64_t thread;  // 0 to threads - 1; `threads` is the one that submitted
 };
 
 struct Way {
@@ -63,6 +63,9 @@ class Batch {
 
  private:
   friend class ReadPool;
+  // Small pieces that the page cache holds are read here and now: waking a thread takes longer.
+  // Returns the numbers of the others.
+  std::vector<size_t> read_at_once(int thread);
   void run(size_t piece, int thread, std::vector<char>& staging);
   void read(Record& record, std::vector<char>& staging) const;
   void end(const Record& record);

@@ -166,3 +166,16 @@ def test_a_way_without_native_threads(path):
         assert not reader.native
     with open_reader("pread", {0: path}) as reader:
         assert reader.native
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RWF_NOWAIT is of Linux")
+def test_small_cached_reads_wake_no_thread(path, tmp_path):
+    memory = np.zeros(4 * 4096, np.uint8)
+    large = tmp_path / "large"
+    large.write_bytes(bytes(3 << 20))
+    with PreadReader({0: path, 1: large}, threads=2, native=True) as reader:
+        assert {r.thread for r in reader.read(batch_of(memory, (0, 1, 2, 3)))} == {2}
+        buffer = memoryview(bytearray(2 << 20))
+        records = reader.read([BlockRead(layer=1, expert=0, offset=0, buffers=(buffer,))])
+        assert {r.thread for r in records} <= {0, 1}
+    assert memory.tobytes() == path.read_bytes()[: memory.nbytes]

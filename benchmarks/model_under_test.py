@@ -1,0 +1,59 @@
+"""The packed model that decode.py and prefill.py measure: one that is given, or a synthetic one."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import flashmoe_lab as fl
+from flashmoe_lab.checkpoint.synthetic import SyntheticSource
+from flashmoe_lab.config import geometries, read_json
+from flashmoe_lab.storage.page_cache import evict
+
+TINY = Path(__file__).parents[1] / "data" / "tiny.json"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What says which model, and how often."""
+    parser.add_argument("--model", type=Path, help="a packed checkpoint instead of a synthetic one")
+    parser.add_argument("--geometry", default="tiny", choices=["tiny", *geometries()])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--cold", action="store_true", help="empty the page cache before each run")
+    parser.add_argument("--json", type=Path, help="append one line a case to this file")
+
+
+@contextmanager
+def opened(options: argparse.Namespace) -> Iterator[Path]:
+    """The packed directory; a synthetic one is deleted afterwards."""
+    if options.model is not None:
+        yield options.model
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        config = geometries().get(options.geometry) or read_json(TINY)
+        quantization = fl.Quantization(bits=options.bits)
+        source = SyntheticSource(config, options.layers, quantization, options.seed)
+        path = Path(folder) / "packed"
+        fl.pack(fl.PackPlan.make(source, path, fl.PackSettings.of(None)))
+        yield path
+
+
+def chill(path: Path) -> None:
+    """Drop the experts from the page cache."""
+    for file in (path / "experts").iterdir():
+        evict(file)
+
+
+def conditions(options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """What a line says about the model."""
+    checkpoint = fl.PackedCheckpoint(path)
+    quantization = checkpoint.layers[0].layout.quantization
+    return {
+        "bits": quantization.bits if quantization else None,
+        "layers": checkpoint.config.num_hidden_layers,
+        "page_cache": "emptied before each run" if options.cold else "warm",
+    }
