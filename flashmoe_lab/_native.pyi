@@ -78,6 +78,48 @@ class Attention:
         self, x: Any, tokens: int, position: int, keys: Any, values: Any, out: Any, /
     ) -> None: ...
 
+class Block:
+    def __init__(
+        self,
+        input_norm: Any,
+        input_eps: float,
+        mixer: DeltaNet | Attention,
+        post_norm: Any,
+        post_eps: float,
+        router: Matrix,
+        normalise: bool,
+        shared: SharedExpert,
+        /,
+    ) -> None: ...
+    def before(
+        self,
+        x: Any,
+        tokens: int,
+        k: int,
+        position: int,
+        first: Any,  # conv or keys
+        second: Any,  # recurrent or values
+        stream: Any,
+        normed: Any,
+        shared: Any,
+        logits: Any,
+        experts: Any,
+        weights: Any,
+        /,
+    ) -> None: ...
+
+def after(
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    normed: Any,
+    stream: Any,
+    shared: Any,
+    slots: Any,
+    weights: Any,
+    out: Any,
+    /,
+) -> None: ...
 def rms_norm(x: Any, weight: Any, eps: float, out: Any, /) -> None: ...
 def route(
     logits: Any, tokens: int, k: int, normalise: bool, experts: Any, weights: Any, /

@@ -1,24 +1,28 @@
 """One layer of the model: its stages, and the order in which they run.
 
-The order stands here once, as a generator of (stage name, result). A plain run, a run with
+The order stands here, as a generator of (stage name, result). A plain run, a run with
 interventions, a step through a token and a traced run all drive the same generator; what they send
-back is what the layer goes on with.
+back is what the layer goes on with. `native_steps` is the same in two calls to C++, for who wants
+to see no stages but those two that it gives; kernels/cpu/block.h has that order, and tests hold
+both to the same bits.
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab import kernels, native
 from flashmoe_lab.cards import card
+from flashmoe_lab.config import check_num_experts_per_tok
 from flashmoe_lab.stages.attention import GatedAttention
 from flashmoe_lab.stages.delta_net import GatedDeltaNet
-from flashmoe_lab.stages.expert_fetch import ExpertFetch
+from flashmoe_lab.stages.expert_fetch import ExpertFetch, Fetched
 from flashmoe_lab.stages.experts import Experts
 from flashmoe_lab.stages.norm import RMSNorm
-from flashmoe_lab.stages.router import Router
+from flashmoe_lab.stages.router import Router, Routing
 from flashmoe_lab.stages.shared_expert import SharedExpert
 from flashmoe_lab.state import LayerState
 
@@ -39,6 +43,7 @@ class Layer:
     fetch: ExpertFetch
     experts: Experts
     shared_expert: SharedExpert
+    _kept: native.Kept = field(default_factory=native.Kept, init=False, repr=False, compare=False)
 
     def steps(
         self, x: mx.array, state: LayerState, num_experts_per_tok: int | None = None
@@ -60,6 +65,66 @@ class Layer:
         fetched = yield "fetch", self.fetch(routing)
         routed = yield "experts", self.experts(normed, routing, fetched)
         return h + routed + shared
+
+    def native_steps(
+        self, x: mx.array, state: LayerState, num_experts_per_tok: int | None = None
+    ) -> Steps:
+        """`steps` in two native calls: only router and fetch give their results."""
+        rows, position = native.floats(x), getattr(state, "length", 0)
+        tokens = len(rows)
+        experts = self.router.gate.out_features
+        own_k = self.router.num_experts_per_tok
+        k = own_k if num_experts_per_tok is None else num_experts_per_tok
+        check_num_experts_per_tok(k, experts)
+        stream, normed, shared = (np.empty_like(rows) for _ in range(3))
+        logits, weights = (np.empty((tokens, size), np.float32) for size in (experts, k))
+        chosen = np.empty((tokens, k), np.int32)
+        memory = state.owned(tokens)
+        self.native().before(
+            rows, tokens, k, position, *memory, stream, normed, shared, logits, chosen, weights
+        )
+        state.moved(tokens)
+        own = Routing(
+            logits=mx.array(logits),
+            experts=mx.array(chosen),
+            weights=mx.array(weights),
+            norm_topk_prob=self.router.norm_topk_prob,
+        )
+        routing = yield "router", own
+        fetched = yield "fetch", self.fetch(routing)
+        with self.experts.bank.lock:
+            whole = routing is own and self._all_there(fetched)
+            if whole:
+                slots = fetched.placed.slots
+                places = np.array([slots[expert] for expert in chosen.ravel().tolist()], np.int64)
+                return native.after(
+                    self.experts.weights.stacks(),
+                    *(normed, stream, shared, places.reshape(tokens, k), weights),
+                )
+        routed = self.experts(mx.array(normed), routing, fetched)
+        return mx.array(stream + native.floats(routed) + shared)
+
+    def _all_there(self, fetched: Fetched) -> bool:
+        """Whether nothing of it is still to be read, or has gone."""
+        return (
+            not fetched.landings and not fetched.later and fetched.fetch.bank.holds(fetched.placed)
+        )
+
+    def can_run_native(self, dtype: mx.Dtype) -> bool:
+        """Whether `native_steps` does what `steps` would."""
+        return kernels.native_for(dtype) and self.experts.variant in (None, "native")
+
+    def native(self) -> Any:
+        """The layer as the native kernels take it."""
+        mixer, gate, shared = self.mixer.native(), self.router.gate.native(), self.shared_expert
+        norms = self.input_norm.weight, self.post_norm.weight
+        return self._kept.get(
+            (mixer, gate, shared.native(), *norms),
+            lambda: native.block(
+                *(norms[0], self.input_norm.eps, mixer, norms[1], self.post_norm.eps),
+                *(gate, self.router.norm_topk_prob, shared.native()),
+            ),
+        )
 
     def reference(self, x: np.ndarray, num_experts_per_tok: int | None = None) -> np.ndarray:
         """A whole sequence x [T, hidden] from the empty state, in float64."""

@@ -5,7 +5,7 @@ where the order of a forward pass stands; calling the model, `step` and `interce
 driving it.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -93,7 +93,7 @@ class Model:
         Raises:
             Cancelled: `cancelled`, which is asked between stages, said so.
         """
-        steps = self.steps(tokens, state, num_experts_per_tok, last_only)
+        steps = self.steps(tokens, state, num_experts_per_tok, last_only, self._plain(watch))
         hooks, listeners, answer = self._hooks, watch.listeners, None
         while True:
             if cancelled():
@@ -130,15 +130,20 @@ class Model:
         state: SequenceState,
         num_experts_per_tok: int | None = None,
         last_only: bool = False,
+        plain: Container[int] = (),
     ) -> Steps:
-        """(path, result) after every stage, going on with what is sent back; returns the logits."""
+        """(path, result) after every stage, going on with what is sent back; returns the logits.
+
+        Layers in `plain` show no more than what their `native_steps` give.
+        """
         check_ids(tokens, self.config.vocab_size)
         if not len(tokens):
             raise ValueError("there are no tokens; it needs at least one")
         self.state = state
         x = yield "embed", self.embed(mx.array([int(token) for token in tokens]))
         for layer in self.layers:
-            steps = layer.steps(x, state[layer.index], num_experts_per_tok)
+            run = layer.native_steps if layer.index in plain else layer.steps
+            steps = run(x, state[layer.index], num_experts_per_tok)
             answer = None
             while True:
                 try:
@@ -217,6 +222,20 @@ class Model:
                 if fnmatchcase(path, pattern):
                     hooks.setdefault(path, []).append(fn)
         self._hooks = hooks  # at once: a run in another thread must never see half of them
+
+    def _plain(self, watch: Watch) -> Container[int]:
+        """Layers of which nobody wants to see a stage that `native_steps` does not give."""
+        if watch.every_stage:
+            return ()
+        seen = {path for path in (*self._hooks, *watch.listeners) if path.startswith("layers.")}
+        busy = {
+            path.split(".")[1] for path in seen if path.split(".")[2] not in ("router", "fetch")
+        }
+        return {
+            layer.index
+            for layer in self.layers
+            if str(layer.index) not in busy and layer.can_run_native(self.dtype)
+        }
 
     def _hooked(self, path: str, result: Any) -> Any:
         for fn in self._hooks.get(path, ()):

@@ -181,6 +181,25 @@ def attention(*parts: Any) -> Any:
     return _native.Attention(*parts)
 
 
+def block(*parts: Any) -> Any:
+    """A whole layer but its routed experts; see `_native.pyi` for its parts."""
+    return _native.Block(*parts)
+
+
+def after(
+    stacks: tuple[Any, ...],
+    normed: np.ndarray,
+    stream: np.ndarray,
+    shared: np.ndarray,
+    slots: np.ndarray,
+    weights: np.ndarray,
+) -> mx.array:
+    """stream + experts(normed) + shared [T, hidden]; slots and weights [T, K]."""
+    out = np.empty_like(stream)
+    _native.after(*stacks, normed, stream, shared, slots, weights, out)
+    return mx.array(out)
+
+
 def call(stage: Any, x: mx.array, *rest: Any) -> mx.array:
     """x [T, hidden] -> [T, hidden] through a native stage, which may change what is in `rest`."""
     rows = floats(x)

@@ -43,6 +43,10 @@ class AttentionState:
         mx.eval(self.keys, self.values)
         return self.keys, self.values
 
+    def moved(self, tokens: int) -> None:
+        """Some tokens were written."""
+        self.length += tokens
+
     def _grow(self, end: int) -> None:
         size = self.keys.shape[1]
         if end > size:
@@ -61,10 +65,13 @@ class DeltaState:
     conv: mx.array
     recurrent: mx.array
 
-    def owned(self) -> tuple[mx.array, mx.array]:
-        """Both, to be written in place."""
+    def owned(self, tokens: int) -> tuple[mx.array, mx.array]:
+        """Both, to be written in place, whatever the number of tokens."""
         mx.eval(self.conv, self.recurrent)
         return self.conv, self.recurrent
+
+    def moved(self, tokens: int) -> None:
+        """Nothing counts tokens here."""
 
 
 LayerState = AttentionState | DeltaState

@@ -22,7 +22,7 @@ EXACT, INTEGER = 2e-6, 3e-4
 
 @pytest.fixture(autouse=True)
 def as_before(use_kernels):
-    isa, threads = native.isa(), native.threads()
+    isa, threads = native.isa() or "", native.threads()
     yield
     native.set_isa(isa)
     native.set_threads(threads)

@@ -46,7 +46,7 @@ class GatedAttention:
         tokens, position = x.shape[0], state.length
         if kernels.native_for(x.dtype) and state.keys.dtype == mx.float32:
             out = native.call(self.native(), x, position, *state.owned(tokens))
-            state.length += tokens
+            state.moved(tokens)
             return out
         split = self.q_proj(x).reshape(tokens, self.heads, 2 * self.head_dim)
         q, gate = split[..., : self.head_dim], split[..., self.head_dim :]

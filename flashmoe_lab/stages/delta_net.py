@@ -56,7 +56,7 @@ class GatedDeltaNet:
     def __call__(self, x: mx.array, state: DeltaState) -> mx.array:
         """x [T, hidden] -> [T, hidden]; `state` moves on by T tokens."""
         if kernels.native_for(x.dtype) and state.conv.dtype == mx.float32:
-            return native.call(self.native(), x, *state.owned())
+            return native.call(self.native(), x, *state.owned(x.shape[0]))
         tokens = x.shape[0]
         mixed = self._convolve(self.in_proj_qkv(x), state).astype(mx.float32)
         width = self.k_heads * self.k_dim

@@ -15,6 +15,7 @@ using namespace nb::literals;
 
 namespace flashmoe {
 
+void bind_block(nb::module_& module);
 void bind_read_pool(nb::module_& module);  // bind_read_pool.cpp
 
 namespace {
@@ -245,5 +246,6 @@ NB_MODULE(_native, module) {
   bind_experts(module);
   bind_mixers(module);
   bind_small(module);
+  bind_block(module);
   bind_read_pool(module);
 }

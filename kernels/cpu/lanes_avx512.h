@@ -108,9 +108,9 @@ inline F byte_floats(Bytes b) {
 }
 // The sixteen values that codes of up to four bits can have in one group.
 constexpr bool has_table = true;
-inline F code_table(float scale, float bias) {
+inline F code_table(F scale, F bias) {
   const F numbers = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  return _mm512_fmadd_ps(numbers, all(scale), all(bias));
+  return _mm512_fmadd_ps(numbers, scale, bias);
 }
 template <int k>
 inline F look_up(Bytes b, F table) {

@@ -78,22 +78,6 @@ inline F load_bf16(const void* p) {
     return out;
   });
 }
-inline float half_to_float(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
-  uint32_t bits;
-  if (rest >= 0x7c00) {
-    bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
-  } else if (rest >= 0x400) {
-    bits = sign | ((rest << 13) + (112u << 23));
-  } else {  // subnormal: a whole number of 2^-24
-    const float small = static_cast<float>(rest) * 5.9604644775390625e-8f;
-    std::memcpy(&bits, &small, 4);
-    bits |= sign;
-  }
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
 inline F load_f16(const void* p) {
   uint16_t half[16];
   std::memcpy(half, p, sizeof half);
@@ -153,7 +137,7 @@ inline void store_words(int16_t* p, const F& a) {
 }
 
 constexpr bool has_table = false;
-inline F code_table(float, float) { return zero(); }
+inline F code_table(const F& scale, const F&) { return scale; }
 template <int k>
 inline F look_up(const Bytes&, const F& table) {
   return table;

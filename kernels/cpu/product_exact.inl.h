@@ -8,35 +8,45 @@ constexpr int64_t kExactBlocks = 8;  // of 64 columns, dequantised at a time for
 // One row of a matrix, decoded 64 columns at a time.
 template <int bits, int span>
 struct CodeRow {
-  const uint8_t* codes;
-  const float *scales, *biases;
+  const uint8_t *codes, *scales, *biases;
+  Kind kind;
+  int halves;        // 1 where two blocks share a scale
+  int64_t groups;
   uint8_t rest[64];  // the last block's codes where it is not whole
 
-  static int64_t room(const Matrix& m) { return 2 * span_room(m); }
-
-  void open(const Matrix& m, int64_t row, float* numbers) {
+  void open(const Matrix& m, int64_t row) {
     codes = m.weight + row * m.row_nbytes();
-    spread_numbers(m, m.scales, row, numbers);
-    spread_numbers(m, m.biases, row, numbers + span_room(m));
-    scales = numbers;
-    biases = numbers + span_room(m);
-    std::memset(rest, 0, sizeof rest);
-    std::memcpy(rest, codes + m.cols / 64 * 8 * bits, m.cols % 64 / 8 * bits);
+    kind = m.kind;
+    halves = m.group == 128;
+    groups = m.groups();
+    scales = m.scales + row * groups * nbytes_of(kind);
+    biases = m.biases + row * groups * nbytes_of(kind);
+    if (m.cols % 64) {
+      std::memset(rest, 0, sizeof rest);
+      std::memcpy(rest, codes + m.cols / 64 * 8 * bits, m.cols % 64 / 8 * bits);
+    }
   }
   void block(int64_t b, F* w) const { decode(codes + 8 * bits * b, b, w); }
   void last(int64_t b, F* w) const { decode(rest, b, w); }
 
+  // A block's scale or bias in all lanes, or those of its two spans in eight lanes each.
+  F number(const uint8_t* numbers, int64_t b) const {
+    if constexpr (span == 64) return all(number_at(kind, numbers, b >> halves));
+    float two[16] = {number_at(kind, numbers, 2 * b)};
+    if (2 * b + 1 < groups) two[1] = number_at(kind, numbers, 2 * b + 1);
+    return spread<2>(two);
+  }
+
   void decode(const uint8_t* p, int64_t b, F* w) const {
     const Bytes raw = unpack<bits>(p);
+    const F scale = number(scales, b), bias = number(biases, b);
     if constexpr (has_table && bits <= 4 && span == 64) {
-      const F table = code_table(scales[b], biases[b]);
+      const F table = code_table(scale, bias);
       w[0] = look_up<0>(raw, table);
       w[1] = look_up<1>(raw, table);
       w[2] = look_up<2>(raw, table);
       w[3] = look_up<3>(raw, table);
     } else {
-      const F scale = spread<64 / span>(scales + 64 / span * b);
-      const F bias = spread<64 / span>(biases + 64 / span * b);
       w[0] = fma(byte_floats<0, bits>(raw), scale, bias);
       w[1] = fma(byte_floats<1, bits>(raw), scale, bias);
       w[2] = fma(byte_floats<2, bits>(raw), scale, bias);
@@ -50,9 +60,7 @@ struct NumberRow {
   const uint8_t* numbers;
   int64_t left;
 
-  static int64_t room(const Matrix&) { return 16; }
-
-  void open(const Matrix& m, int64_t row, float*) {
+  void open(const Matrix& m, int64_t row) {
     numbers = m.weight + row * m.row_nbytes();
     left = m.cols % 64;
   }
@@ -75,13 +83,11 @@ inline F four(const F* w, const float* x, F total) {
 template <class RowOf>
 void exact_one(const Matrix& m, const float* x, int64_t first, int64_t last, float* y) {
   const int64_t whole = m.cols / 64;
-  auto* numbers =
-      static_cast<float*>(scratch(Piece::numbers, 4 * kExactRows * RowOf::room(m)));
   for (int64_t r = first; r < last; r += kExactRows) {
     RowOf row[kExactRows];
     F total[kExactRows];
     for (int i = 0; i < kExactRows; ++i) {
-      row[i].open(m, smaller(r + i, last - 1), numbers + i * RowOf::room(m));
+      row[i].open(m, smaller(r + i, last - 1));
       total[i] = zero();
     }
     for (int64_t b = 0; b < whole; ++b)
@@ -124,8 +130,6 @@ void exact_many(const Matrix& m, const Row* x, int64_t tokens, int64_t first, in
                 float* y, int64_t y_stride) {
   const int64_t whole = m.cols / 64, blocks = (m.cols + 63) / 64;
   constexpr int64_t stride = 64 * kExactBlocks;
-  auto* numbers =
-      static_cast<float*>(scratch(Piece::numbers, 4 * kExactRows * RowOf::room(m)));
   auto* weights = static_cast<float*>(scratch(Piece::weights, 4 * kExactRows * stride));
   const int64_t tiles = (tokens + kExactTokens - 1) / kExactTokens;
   const int64_t tile_sums = kExactTokens * kExactRows;
@@ -133,7 +137,7 @@ void exact_many(const Matrix& m, const Row* x, int64_t tokens, int64_t first, in
   for (int64_t r = first; r < last; r += kExactRows) {
     RowOf row[kExactRows];
     for (int i = 0; i < kExactRows; ++i)
-      row[i].open(m, smaller(r + i, last - 1), numbers + i * RowOf::room(m));
+      row[i].open(m, smaller(r + i, last - 1));
     for (int64_t i = 0; i < tiles * tile_sums; ++i) totals[i] = zero();
     for (int64_t b = 0; b < blocks; b += kExactBlocks) {
       const int64_t count = smaller(kExactBlocks, blocks - b);
@@ -170,7 +174,7 @@ void exact(const Matrix& m, const Row* x, int64_t tokens, int64_t first, int64_t
 template <class RowOf>
 void decode_row(const Matrix& m, int64_t r, float* out) {
   RowOf row;
-  row.open(m, r, static_cast<float*>(scratch(Piece::numbers, 4 * RowOf::room(m))));
+  row.open(m, r);
   for (int64_t b = 0; 64 * b < m.cols; ++b) {
     F w[4];
     float some[4][16];

@@ -6,7 +6,7 @@
 namespace flashmoe {
 
 // Who uses a piece; two pieces in use at a time must differ.
-enum class Piece { weights, sums, rows, numbers, hidden, stage, count };
+enum class Piece { weights, sums, rows, numbers, hidden, stage, products, count };
 
 // At least `nbytes` of 64-byte aligned memory; its content is whatever was left there.
 void* scratch(Piece piece, int64_t nbytes);

@@ -52,8 +52,9 @@ def test_one_token_and_all_experts(packed, make_model, x, rng):
 @on_cpu
 @pytest.mark.parametrize("slots", [0, 1, 2, 5])
 @pytest.mark.parametrize("form", ["block", "stacked"])
-@pytest.mark.parametrize("variant", ["by_expert", "gather"])
-def test_waves_are_the_whole(packed, make_model, x, routing, slots, form, variant):
+@pytest.mark.parametrize("variant", ["by_expert", "gather", None])
+def test_waves_are_the_whole(packed, make_model, use_kernels, x, routing, slots, form, variant):
+    use_kernels("mlx" if variant else None)
     path = packed("golden/hf")
     expected = run(make_model(path), x, routing)
     block = make_model(path).layers[0].fetch.file.layout.block_nbytes

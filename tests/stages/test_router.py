@@ -76,7 +76,8 @@ def test_probabilities_are_of_all_experts(logits):
 def test_weights_not_divided_by_their_sum(logits):
     routing = route(mx.array(logits), 3, norm_topk_prob=False)
     p, experts = np.array(routing.probabilities), np.array(routing.experts)
-    np.testing.assert_array_equal(np.array(routing.weights), np.take_along_axis(p, experts, -1))
+    chosen = np.take_along_axis(p, experts, -1)
+    np.testing.assert_allclose(np.array(routing.weights), chosen, rtol=1e-6)
     for changed in (routing.with_num_experts_per_tok(2), routing.without([0])):
         assert (np.array(changed.weights).sum(-1) < 0.999).all()
     assert (np.array(route(mx.array(logits), E, False).weights).sum(-1) > 0.999).all()

@@ -1,0 +1,107 @@
+// flashmoe_lab._native: a whole layer.
+#include <nanobind/nanobind.h>
+
+#include "block.h"
+#include "bound.h"
+
+namespace nb = nanobind;
+
+namespace flashmoe {
+namespace {
+
+// A layer with what keeps its parts alive. The mixer is a Python object of one of two classes.
+struct BoundBlock : Holder {
+  Block parts;
+  nb::object mixer;
+
+  BoundBlock(nb::handle input_norm, float input_eps, nb::object mixer_, nb::handle post_norm,
+             float post_eps, const BoundMatrix& router, bool normalise,
+             const BoundSharedExpert& shared)
+      : mixer(mixer_) {
+    if (nb::isinstance<BoundDeltaNet>(mixer))
+      parts.delta = &nb::cast<BoundDeltaNet&>(mixer).parts;
+    else
+      parts.attention = &nb::cast<BoundAttention&>(mixer).parts;
+    for (const Holder* one : {static_cast<const Holder*>(&router),
+                              static_cast<const Holder*>(&shared)})
+      held.insert(held.end(), one->held.begin(), one->held.end());
+    parts.router = router.matrix();
+    parts.normalise = normalise;
+    parts.shared = shared.parts;
+    parts.input_norm = {hold(input_norm, parts.hidden(), "input_norm"), input_eps};
+    parts.post_norm = {hold(post_norm, parts.hidden(), "post_norm"), post_eps};
+  }
+};
+
+template <class T = float>
+T* numbers(const Buffer& buffer, int64_t size, const char* name) {
+  if (buffer.itemsize() != sizeof(T) || !buffer.packed() || buffer.size() != size)
+    throw std::invalid_argument(std::string(name) + " must be " + std::to_string(size) +
+                                " packed numbers; it has " + std::to_string(buffer.size()));
+  return buffer.at<T>();
+}
+
+void before(const BoundBlock& block, nb::handle x, int64_t tokens, int64_t k, int64_t position,
+            nb::handle first, nb::handle second, nb::handle stream, nb::handle normed,
+            nb::handle shared, nb::handle logits, nb::handle experts, nb::handle weights) {
+  const Block& b = block.parts;
+  const int64_t size = tokens * b.hidden();
+  if (k < 1 || k > b.router.rows) throw std::invalid_argument("k is out of range");
+  Buffer in(x.ptr()), m1(first.ptr(), true), m2(second.ptr(), true), s(stream.ptr(), true),
+      n(normed.ptr(), true), sh(shared.ptr(), true), l(logits.ptr(), true),
+      e(experts.ptr(), true), w(weights.ptr(), true);
+  Memory memory;
+  memory.position = position;
+  if (b.delta) {
+    const DeltaNet& d = *b.delta;
+    memory.conv = numbers(m1, (d.kernel - 1) * d.channels(), "conv");
+    memory.recurrent = numbers(m2, d.v_heads * d.v_dim * d.k_dim, "recurrent");
+  } else {
+    const Attention& a = *b.attention;
+    if (m1.ndim() != 3 || m1.shape(1) < position + tokens)
+      throw std::invalid_argument("the key buffer has no room for the new tokens");
+    memory.size = m1.shape(1);
+    memory.keys = numbers(m1, a.kv_heads * memory.size * a.dim, "keys");
+    memory.values = numbers(m2, a.kv_heads * memory.size * a.dim, "values");
+  }
+  const Before out{numbers(s, size, "stream"),
+                   numbers(n, size, "normed"),
+                   numbers(sh, size, "shared"),
+                   numbers(l, tokens * b.router.rows, "logits"),
+                   numbers(w, tokens * k, "weights"),
+                   numbers<int32_t>(e, tokens * k, "experts")};
+  const float* from = numbers(in, size, "x");
+  nb::gil_scoped_release free;
+  run_before(b, from, tokens, k, memory, out);
+}
+
+void after(const BoundMatrix& gate, const BoundMatrix& up, const BoundMatrix& down,
+           nb::handle normed, nb::handle stream, nb::handle shared, nb::handle slots,
+           nb::handle weights, nb::handle out) {
+  Buffer n(normed.ptr()), s(stream.ptr()), sh(shared.ptr()), at(slots.ptr()), w(weights.ptr()),
+      o(out.ptr(), true);
+  if (at.ndim() != 2) throw std::invalid_argument("slots must be [tokens, k]");
+  const int64_t tokens = at.shape(0), k = at.shape(1), size = tokens * gate.matrix().cols;
+  const auto* place = numbers<const int64_t>(at, tokens * k, "slots");
+  for (int64_t i = 0; i < tokens * k; ++i)
+    if (place[i] < 0 || place[i] >= gate.stack.count)
+      throw std::invalid_argument("a slot number is out of range");
+  const float *from = numbers(n, size, "normed"), *x = numbers(s, size, "stream"),
+              *y = numbers(sh, size, "shared"), *weight = numbers(w, tokens * k, "weights");
+  float* to = numbers(o, size, "out");
+  const ExpertStacks stacks{gate.stack, up.stack, down.stack};
+  nb::gil_scoped_release free;
+  run_after(stacks, from, x, y, tokens, k, place, weight, to);
+}
+
+}  // namespace
+
+void bind_block(nb::module_& module) {
+  nb::class_<BoundBlock>(module, "Block")
+      .def(nb::init<nb::handle, float, nb::object, nb::handle, float, const BoundMatrix&, bool,
+                    const BoundSharedExpert&>())
+      .def("before", &before);
+  module.def("after", &after);
+}
+
+}  // namespace flashmoe

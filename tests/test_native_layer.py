@@ -1,0 +1,142 @@
+"""A whole layer in two native calls gives the bits of its stages one by one, and is used exactly
+where nobody wants to see the others."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from flashmoe_lab import kernels
+from flashmoe_lab.layer import Layer
+from flashmoe_lab.watch import Watch
+
+pytestmark = pytest.mark.skipif(
+    mx.default_device() != mx.cpu or not kernels.native.available, reason="native on a CPU only"
+)
+NAMES = ["golden/hf", "golden/mlx4", "next", "rect"]
+
+
+def logits(model, ids, chunk, k=None):
+    state = model.empty_state()
+    parts = [np.array(model(ids[i : i + chunk], state, k)) for i in range(0, len(ids), chunk)]
+    return np.concatenate(parts), state
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How many layers ran whole."""
+    count, run = [], Layer.native_steps
+
+    def counted(self, *arguments):
+        count.append(self.index)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Layer, "native_steps", counted)
+    return count
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 90])
+@pytest.mark.parametrize("name", NAMES)
+def test_same_bits_as_stage_by_stage(packed, sample, make_model, runs, name, chunk):
+    model, ids = make_model(packed(name)), sample(name)[0][:90]
+    whole, state = logits(model, ids, chunk)
+    passes = -(-len(ids) // chunk)
+    assert len(runs) == passes * len(model.layers)
+    with model.intercept("layers.*", lambda result, path: None):
+        stages, other = logits(model, ids, chunk)
+    assert len(runs) == passes * len(model.layers)
+    np.testing.assert_array_equal(whole, stages)
+    for one, two in zip(state._arrays(), other._arrays(), strict=True):
+        np.testing.assert_array_equal(np.array(one[1]), np.array(two[1]))
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_another_k(packed, sample, make_model, k):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:20]
+    whole, _ = logits(model, ids, 20, k)
+    with model.intercept("*", lambda result, path: None):
+        np.testing.assert_array_equal(logits(model, ids, 20, k)[0], whole)
+    with pytest.raises(ValueError, match="num_experts_per_tok is 0"):
+        model(ids, model.empty_state(), 0)
+
+
+@pytest.mark.parametrize("capacity", [0, 100_000])
+def test_a_bank_that_cannot_hold_a_layer(packed, sample, make_model, capacity):
+    """Experts then come in waves, and the rest of the layer is native all the same."""
+    path, ids = packed("golden/hf"), sample("golden/hf")[0][:40]
+    expected, _ = logits(make_model(path), ids, 40)
+    np.testing.assert_array_equal(logits(make_model(path, capacity=capacity), ids, 40)[0], expected)
+
+
+def test_a_routing_that_is_replaced_is_used(packed, sample, make_model, runs):
+    """An intercepted router needs no stage by stage."""
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:20]
+
+    def fewer(routing, path):
+        return routing.with_num_experts_per_tok(2)
+
+    with model.intercept("layers.*.router", fewer):
+        whole, _ = logits(model, ids, 20)
+        assert len(runs) == len(model.layers)
+        with model.intercept("layers.*.mixer", lambda result, path: None):
+            np.testing.assert_array_equal(logits(model, ids, 20)[0], whole)
+    assert not np.array_equal(logits(model, ids, 20)[0], whole)
+    np.testing.assert_array_equal(logits(model, ids, 20, 2)[0], whole)
+
+
+def test_only_layers_that_are_looked_at_run_stage_by_stage(packed, sample, make_model, runs):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+    with model.intercept("layers.1.mixer", lambda result, path: None):
+        logits(model, ids, 5)
+    assert runs == [layer.index for layer in model.layers if layer.index != 1]
+    runs.clear()
+
+    class Listener(Watch):
+        listeners = {"layers.0.experts": lambda result: None}
+
+    model(ids, model.empty_state(), watch=Listener())
+    assert 0 not in runs and len(runs) == len(model.layers) - 1
+    runs.clear()
+
+    class Stages(Watch):
+        every_stage = True
+
+    model(ids, model.empty_state(), watch=Stages())
+    assert runs == []
+
+
+def test_a_weight_that_is_replaced_is_used(packed, sample, make_model):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+    before, _ = logits(model, ids, 5)
+    norm = model.layers[0].post_norm
+    norm.weight = norm.weight * 2
+    mx.eval(norm.weight)
+    changed, _ = logits(model, ids, 5)
+    assert not np.array_equal(changed, before)
+    with model.intercept("layers.*", lambda result, path: None):
+        np.testing.assert_array_equal(logits(model, ids, 5)[0], changed)
+
+
+def test_mlx_has_no_native_layers(packed, sample, make_model, use_kernels, runs):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+    use_kernels("mlx")
+    logits(model, ids, 5)
+    use_kernels("native")
+    for layer in model.layers:
+        layer.experts.variant = "by_expert"
+    logits(model, ids, 5)
+    assert runs == []
+
+
+def test_a_routing_of_other_weights_is_used(packed, sample, make_model):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+
+    def half(routing, path):
+        return replace(routing, weights=routing.weights * 0.5)
+
+    with model.intercept("layers.*.router", half):
+        whole, _ = logits(model, ids, 5)
+        with model.intercept("layers.*.mixer", lambda result, path: None):
+            np.testing.assert_array_equal(logits(model, ids, 5)[0], whole)
+    assert not np.array_equal(logits(model, ids, 5)[0], whole)
