@@ -16,17 +16,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flashmoe_lab.cards import card
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.config import ModelConfig, check_num_experts_per_tok
 from flashmoe_lab.demo import Bits, open_checkpoint
+from flashmoe_lab.engine_card import engine_card
 from flashmoe_lab.engine_thread import EngineThread
 from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_tokens
 from flashmoe_lab.layer import Layer
-from flashmoe_lab.model import Hook, StageResult, build_model
+from flashmoe_lab.model import Hook, build_model
 from flashmoe_lab.run import Run
 from flashmoe_lab.sampling import Sampling
 from flashmoe_lab.stages.router import Routing
+from flashmoe_lab.stepping import Step, walk
 from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
 from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.tokenizer import Tokenizer
@@ -259,10 +260,11 @@ class Engine:
 
     def step(
         self, prompt: str | Sequence[int], num_experts_per_tok: int | None = None
-    ) -> Generator[StageResult, None, mx.array]:
+    ) -> Generator[Step, None, mx.array]:
         """Go through the model stage by stage in the calling thread, stopping after each with its
-        result."""
-        return self.model.step(self.encode(prompt), None, num_experts_per_tok)
+        result, which shows itself as a card."""
+        steps = self.model.step(self.encode(prompt), None, num_experts_per_tok)
+        return walk(steps, self.tokenizer)
 
     def intercept(self, pattern: str, fn: Hook) -> AbstractContextManager[None]:
         """Within the `with`, see and replace results of stages: see `Model.intercept`."""
@@ -320,19 +322,7 @@ class Engine:
         return f"bank {format_nbytes(self.bank.nbytes)} ({self.bank.slots} slots, {how})"
 
     def _repr_html_(self) -> str:
-        config = self.config
-        rows = {
-            "checkpoint": self.checkpoint.path,
-            "layers": f"{config.num_hidden_layers}: "
-            + ", ".join(f"{config.layers_of(kind)} {kind}" for kind in set(config.layer_types)),
-            "experts": f"{config.num_experts} a layer, {self.num_experts_per_tok} a token, "
-            f"{self.checkpoint.label}",
-            "in memory": f"{format_nbytes(self.resident_nbytes)} resident, "
-            f"{format_nbytes(self.bank.nbytes)} bank",
-            "on disk": f"{format_nbytes(self.checkpoint.expert_nbytes)} of experts",
-            "runs on": str(mx.default_device()),
-        }
-        return card(f"Engine ({config.model_type})", rows)
+        return engine_card(self)
 
     # Ending
 

@@ -21,6 +21,7 @@ from flashmoe_lab.plots.style import (
     styled,
 )
 from flashmoe_lab.trace import Trace
+from flashmoe_lab.trace.export import reading_threads
 from flashmoe_lab.units import format_nbytes
 
 _MOST_LAYERS = 20
@@ -47,8 +48,8 @@ def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None
     ax = axes[0, 0]
     _bars(ax, spans, LANE, data)
     _bars(ax, reads, SOURCE, data)
-    threads = range(trace.facts["threads"])
-    ax.set_yticks([-1, *threads], ["the run", *(f"reader {n}" for n in threads)])
+    threads = reading_threads(trace)
+    ax.set_yticks([-1, *threads], ["the run", *threads.values()])
     ax.set_ylim(len(threads) - 0.4, -1.6 - 0.5 * _name_layers(ax, spans))
     ax.set_xlabel("ms since the pass began")
     ax.set_xlim(data.start_ms.min(), data.end_ms.max())

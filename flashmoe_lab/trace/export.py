@@ -52,7 +52,7 @@ def chrome_events(trace: Trace) -> list[Event]:
 
 def _names(trace: Trace) -> list[Event]:
     lanes = {(_RUN, n): lane for n, lane in enumerate(LANES)}
-    threads = {(_READERS, int(n)): f"reader {n}" for n in range(trace.facts["threads"])}
+    threads = {(_READERS, n): name for n, name in reading_threads(trace).items()}
     processes = {_RUN: f"the run ({trace.mode})", _READERS: "reading threads"}
     return [
         {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "ts": 0, "args": {"name": name}}
@@ -61,6 +61,13 @@ def _names(trace: Trace) -> list[Event]:
         {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "ts": 0, "args": {"name": name}}
         for (pid, tid), name in (lanes | threads).items()
     ]
+
+
+def reading_threads(trace: Trace) -> dict[int, str]:
+    """Number -> name of every reading thread; the run's own too, if it read anything itself."""
+    own = trace.facts["threads"]
+    names = {n: f"reader {n}" for n in range(own)}
+    return names | ({own: "run itself"} if (trace.reads.thread == own).any() else {})
 
 
 def _spans(spans: pd.DataFrame, begin: int) -> Iterator[Event]:

@@ -89,7 +89,9 @@ TABLES: dict[str, dict[str, Column]] = {
         "submit_ns": _column(np.int64, "ns", "handed to the reader"),
         "start_ns": _START,
         "end_ns": _END,
-        "thread": _column(np.int16, "", "reading thread, from 0; -1 if none was needed"),
+        "thread": _column(
+            np.int16, "", "reading thread, from 0; `threads` is the run's own, -1 none"
+        ),
         "source": _column(np.uint8, "", "where the bytes were when asked for", SOURCES),
         "wanted": _column(np.uint8, "", "by the router, or ahead of it", WANTED),
         "used": _column(np.bool_, "", "whether the product used it"),
