@@ -120,9 +120,10 @@ def parallel_calls(draw: Draw) -> Chat:
     results = [tool_result(use.result) for use in found.values()]
     lines = "\n".join(f"- {name}: {_short(use.result, name)}" for name, use in found.items())
     answer = assistant(lines, "All results are there, one line for each.")
+    wanted = [{"name": tool["name"], "arguments": {key: name}} for name in names]
     return Chat(
         kind="tool_parallel", messages=[user(politely(draw, ask)), together, *results, answer],
-        tools=offered(draw, family, tools=[tool]), check={"ncalls": len(names)}, prompt_length=1,
+        tools=offered(draw, family, tools=[tool]), check={"calls": wanted}, prompt_length=1,
     )  # fmt: skip
 
 
