@@ -29,7 +29,7 @@ from flashmoe_lab.stages.shared_expert import SharedExpert
 from flashmoe_lab.state import SequenceState
 from flashmoe_lab.storage.bank import ExpertBank
 from flashmoe_lab.storage.reader import Reader
-from flashmoe_lab.watch import NOBODY, Watch
+from flashmoe_lab.watch import NOBODY, Watch, layers_by_stage
 from flashmoe_lab.weights import Weights
 
 Hook = Callable[[Any, str], Any]
@@ -130,11 +130,12 @@ class Model:
         state: SequenceState,
         num_experts_per_tok: int | None = None,
         last_only: bool = False,
-        plain: Container[int] = (),
+        plain: Container[int] | None = None,
     ) -> Steps:
         """(path, result) after every stage, going on with what is sent back; returns the logits.
 
-        Layers in `plain` show no more than what their `native_steps` give.
+        Layers in `plain` show no more than what their `native_steps` give. Unless it is None, a
+        last "block" ends each layer, which is no stage and cannot be intercepted.
         """
         check_ids(tokens, self.config.vocab_size)
         if not len(tokens):
@@ -142,7 +143,7 @@ class Model:
         self.state = state
         x = yield "embed", self.embed(mx.array([int(token) for token in tokens]))
         for layer in self.layers:
-            run = layer.native_steps if layer.index in plain else layer.steps
+            run = layer.native_steps if layer.index in (plain or ()) else layer.steps
             steps = run(x, state[layer.index], num_experts_per_tok)
             answer = None
             while True:
@@ -152,6 +153,8 @@ class Model:
                     x = stop.value
                     break
                 answer = yield f"layers.{layer.index}.{name}", answer
+            if plain is not None:  # the layer ends here, for who looks at the clock
+                yield f"layers.{layer.index}.block", x
         state.tokens.extend(int(token) for token in tokens)
         self.state = None
         x = yield "norm", self.norm(x[-1:] if last_only else x)
@@ -227,14 +230,11 @@ class Model:
         """Layers of which nobody wants to see a stage that `native_steps` does not give."""
         if watch.every_stage:
             return ()
-        seen = {path for path in (*self._hooks, *watch.listeners) if path.startswith("layers.")}
-        busy = {
-            path.split(".")[1] for path in seen if path.split(".")[2] not in ("router", "fetch")
-        }
+        busy = watch.layers_by_stage | layers_by_stage(self._hooks)
         return {
             layer.index
             for layer in self.layers
-            if str(layer.index) not in busy and layer.can_run_native(self.dtype)
+            if layer.index not in busy and layer.can_run_native(self.dtype)
         }
 
     def _hooked(self, path: str, result: Any) -> Any:

@@ -1,8 +1,8 @@
 """Tracer: follows a run and fills the tables of its trace.
 
 In `flow` mode it looks at the clock where the run waits anyway and adds no wait of its own: after
-every stage where stages compute at once (native kernels), and where the expert numbers and the
-logits come where they only build a graph. In `stages` mode it evaluates after every stage, so that
+each native call where the kernels are ours, and where the expert numbers and the logits come where
+stages only build a graph. In `stages` mode it evaluates after every stage, so that
 each stage's time is exact and the whole is slower. While a token is under way it only keeps
 references and times; rows are made some tokens at a time (trace_rows.py), and that work is a span
 of its own, "record".
@@ -97,8 +97,7 @@ class Tracer(Watch):
         self.model, self.recorder, self.text = model, recorder, text
         self.trace: Trace | None = None
         self.every_stage = recorder.facts["mode"] == "stages"
-        by_stage = self.every_stage or native_for(model.dtype)
-        self.listeners = self._by_stage() if by_stage else self._by_wait()
+        self.listeners = self._listeners()
         self._facts, self.record_nbytes = facts, facts.get("record_nbytes", 0)
         self._spans = array("q")  # position, code, start and end of one after another
         self._passes: list[Pass] = []
@@ -112,6 +111,26 @@ class Tracer(Watch):
         self._add_probes(probes)
 
     # What it listens to
+
+    def _listeners(self) -> dict[str, Callable[[Any], None]]:
+        if self.every_stage:
+            return self._by_stage()
+        return self._by_call() if native_for(self.model.dtype) else self._by_wait()
+
+    def _by_call(self) -> dict[str, Callable[[Any], None]]:
+        """Where a layer is two native calls, with the fetch between them."""
+        found: dict[str, Callable[[Any], None]] = {
+            name: partial(self._span, code(-1, name, "compute"))
+            for name in ("embed", "norm", "lm_head")
+        }
+        for layer in self.model.layers:
+            path, index = f"layers.{layer.index}", layer.index
+            found[f"{path}.router"] = partial(
+                self._chose, code(index, "to_router", "compute"), layer
+            )
+            found[f"{path}.fetch"] = partial(self._fetched, layer)
+            found[f"{path}.block"] = partial(self._span, code(index, "experts", "compute"))
+        return found
 
     def _by_wait(self) -> dict[str, Callable[[Any], None]]:
         found: dict[str, Callable[[Any], None]] = {
@@ -178,8 +197,7 @@ class Tracer(Watch):
         )
 
     def _evaluated(self, code: int, layer: Layer | None, result: Any) -> None:
-        if self.every_stage:
-            self._evaluate(layer, result)
+        self._evaluate(layer, result)
         self._span(code, None)
 
     def _evaluate(self, layer: Layer | None, result: Any) -> None:
@@ -191,9 +209,11 @@ class Tracer(Watch):
         mx.eval([array for array in arrays if isinstance(array, mx.array)])
 
     def _evaluated_router(self, layer: Layer, routing: Routing) -> None:
-        if self.every_stage:
-            mx.eval(routing.experts, routing.weights, routing.logits)
-        self._span(code(layer.index, "router", "compute"), None)
+        mx.eval(routing.experts, routing.weights, routing.logits)
+        self._chose(code(layer.index, "router", "compute"), layer, routing)
+
+    def _chose(self, code: int, layer: Layer, routing: Routing) -> None:
+        self._span(code, None)
         self._decided(layer, routing)
         self._ask(layer)
 

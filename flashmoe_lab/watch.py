@@ -4,7 +4,8 @@ The base class listens to nothing, so a run that nobody watches pays one look-up
 no tables and no files; `tracing.Tracer` is the one that keeps a record.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,8 @@ class Watch:
 
     Attributes:
         listeners: stage path -> what is called with (result) right after the stage; a stage that is
-            not here is not told. Interventions have had their say before.
+            not here is not told. Interventions have had their say before. A layer of which only
+            router, fetch and "block" (its end) are listened to may run in two native calls.
         trace: what a tracer has made of it, once the run is over.
         record_nbytes: what the arrays that it keeps may take.
         every_stage: whether each stage must run on its own, not several in one native call.
@@ -30,6 +32,11 @@ class Watch:
     every_stage: bool = False
     trace: "Trace | None" = None
     record_nbytes: int = 0
+
+    @cached_property
+    def layers_by_stage(self) -> frozenset[int]:
+        """Layers that must run stage by stage for the listeners to hear what they want."""
+        return layers_by_stage(self.listeners)
 
     def run_begins(self) -> None:
         """A run starts, in its own thread."""
@@ -45,6 +52,12 @@ class Watch:
 
     def run_ends(self) -> None:
         """The run is over, well or not."""
+
+
+def layers_by_stage(paths: Iterable[str]) -> frozenset[int]:
+    """Of stages by path, the layers of those that a run in two native calls does not show."""
+    parts = [path.split(".") for path in paths if path.startswith("layers.")]
+    return frozenset(int(n) for _, n, name in parts if name not in ("router", "fetch", "block"))
 
 
 NOBODY = Watch()

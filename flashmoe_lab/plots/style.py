@@ -42,6 +42,7 @@ STAGE = {
     ("embed", "compute"): ("embed", PALE),
     ("input_norm", "compute"): ("input norm", PALE),
     ("submit", "host"): ("building the graph", GREY),
+    ("to_router", "compute"): ("norms, mixer, router, shared expert", BLUE),
     ("mixer", "compute"): ("mixer", BLUE),
     ("post_norm", "compute"): ("post norm", YELLOW),
     ("router", "compute"): ("router", PURPLE),

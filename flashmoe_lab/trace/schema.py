@@ -26,7 +26,8 @@ STAGES = (
     "experts",
     "norm",
     "lm_head",
-    "submit",
+    "submit",  # building the graph of what a layer does before its experts
+    "to_router",  # the same in one native call: norms, mixer, router and shared expert
     "sample",
     "record",
 )
