@@ -3,6 +3,7 @@
 import argparse
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ TEMPLATE = (
 @pytest.fixture
 def ask(tmp_path):
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
-    engine = SimpleNamespace(checkpoint=SimpleNamespace(path=tmp_path))
+    engine: Any = SimpleNamespace(checkpoint=SimpleNamespace(path=tmp_path))
 
     def answer(*arguments):
         parser = argparse.ArgumentParser()
