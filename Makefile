@@ -51,8 +51,16 @@ format: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
+# A short version of every benchmark but the peers, which need other programs (benchmarks/README.md).
+RESULTS := benchmarks/results/latest.jsonl
 bench: $(STAMP)
-	$(BIN)/python benchmarks/decode.py
+	rm -f $(RESULTS)
+	$(BIN)/python benchmarks/kernels.py --gigabytes 0.5 --repetitions 3 --json $(RESULTS)
+	$(BIN)/python benchmarks/storage.py --gb 1 --threads 2 8 --split 1 --repetitions 3 --json $(RESULTS)
+	$(BIN)/python benchmarks/decode.py --json $(RESULTS)
+	$(BIN)/python benchmarks/prefill.py --json $(RESULTS)
+	$(BIN)/python benchmarks/context.py --json $(RESULTS)
+	$(BIN)/python benchmarks/report.py $(RESULTS)
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .coverage
