@@ -11,21 +11,15 @@ Two forms, chosen by the backend:
 A pool knows slots, not experts: which expert lies in which slot is the bank's business.
 """
 
-import ctypes
-import sys
-import time
 from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from flashmoe_lab.checkpoint.layer_file import BlockLayout
+from flashmoe_lab.storage.huge_pages import ask_for_huge_pages
 
 _PAGE = 4096  # what direct reads ask of an address
-_HUGE_PAGE = 2 << 20
-_COLLAPSED_AT_ONCE = 64 << 20
-_SLOWEST_COLLAPSE = 1e9  # bytes a second
-_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of Linux; the second since 6.1
 _TYPES = {
     "F32": (mx.uint32, mx.float32),
     "F16": (mx.uint16, mx.float16),
@@ -98,7 +92,7 @@ class SlotPool:
         shift = -raw.ctypes.data % _PAGE
         if shift % 4:
             raise MemoryError("MLX gave memory that is not aligned to 4 bytes")
-        _ask_for_huge_pages(raw)
+        ask_for_huge_pages(raw)
         self._memory = [memory]
         self.address, self.stride_nbytes = raw.ctypes.data + shift, row
         self._views = [raw.reshape(self.slots, row)[:, shift : shift + nbytes]]
@@ -125,27 +119,6 @@ class SlotPool:
         if self.form == "stacked" and len(self._padding):
             parts.append((self._padding.ctypes.data, 0, len(self._padding)))
         self._starts, self._strides, self.part_nbytes = np.array(parts, np.uint64).T.copy()
-
-
-def _ask_for_huge_pages(raw: np.ndarray) -> None:
-    """Have the kernel put huge pages under memory that was touched already.
-
-    Direct reads into them were seen a third faster. Leaving it to the first touch is no way: with a
-    full page cache the readers then wait for the kernel to make room, at a tenth of their speed.
-    """
-    start = -raw.ctypes.data % _HUGE_PAGE
-    nbytes = (len(raw) - start) // _HUGE_PAGE * _HUGE_PAGE
-    if sys.platform != "linux" or nbytes <= 0:
-        return
-    madvise = ctypes.CDLL(None).madvise
-    # Where a kernel knows neither, or has no room, the memory stays as it was, in small pages.
-    madvise(ctypes.c_void_p(raw.ctypes.data + start), ctypes.c_size_t(nbytes), _MADV_HUGEPAGE)
-    begin = time.perf_counter()
-    for done in range(0, nbytes, _COLLAPSED_AT_ONCE):
-        if time.perf_counter() - begin > 0.5 + done / _SLOWEST_COLLAPSE:
-            return  # memory is in pieces; putting it together would cost more than it gives
-        part = ctypes.c_size_t(min(_COLLAPSED_AT_ONCE, nbytes - done))
-        madvise(ctypes.c_void_p(raw.ctypes.data + start + done), part, _MADV_COLLAPSE)
 
 
 def _host_bytes(array: mx.array) -> np.ndarray:
