@@ -4,10 +4,8 @@ The tracer's other half: it runs between tokens, touches no clock and waits for 
 long finished.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +13,8 @@ from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.blocks import RECORD
 from flashmoe_lab.trace import Recorder
 from flashmoe_lab.trace.schema import PHASES, SOURCES, WANTED
-
-if TYPE_CHECKING:
-    from flashmoe_lab.tracing import Chosen, Pass
+from flashmoe_lab.trace_notes import Chosen, Pass
+from flashmoe_lab.trace_sources import OWN_THREAD, SSD
 
 _BANK, _PAGE_CACHE, _SSD, _UNKNOWN = (
     SOURCES.index(name) for name in ("bank", "page_cache", "ssd", "unknown")
@@ -27,19 +24,19 @@ _BANK, _PAGE_CACHE, _SSD, _UNKNOWN = (
 def write_rows(
     recorder: Recorder,
     passes: Sequence[Pass],
-    spans: np.ndarray,
+    between: Sequence[tuple[int, int, int, int]],
     text: Callable[[int], str],
 ) -> None:
     """Add everything that these passes did to the recorder's tables.
 
     Args:
-        spans: int64 [n, 4]: position, code (see tracing.code), start and end in ns.
+        between: position, code, start and end in ns of what was done between passes.
     """
     if passes:
         _add_tokens(recorder, passes, text)
     _add_routing(recorder, passes)
     _add_reads(recorder, passes)
-    _add_spans(recorder, spans)
+    _add_spans(recorder, passes, between)
 
 
 def _add_tokens(recorder: Recorder, passes: Sequence[Pass], text: Callable[[int], str]) -> None:
@@ -73,8 +70,16 @@ def _surprise(passes: Sequence[Pass]) -> tuple[np.ndarray, np.ndarray]:
     return found[0], found[1]
 
 
-def _add_spans(recorder: Recorder, spans: np.ndarray) -> None:
-    position, codes, start, end = spans.T
+def _add_spans(
+    recorder: Recorder, passes: Sequence[Pass], between: Sequence[tuple[int, int, int, int]]
+) -> None:
+    parts = [_marked(one) for one in passes if one.marks]
+    if between:
+        parts.append(np.array(between, np.int64))
+    if not parts:
+        return
+    spans = np.concatenate(parts)
+    position, codes, start, end = spans[np.argsort(spans[:, 2], kind="stable")].T
     recorder.tables["spans"].extend(
         len(spans),
         token=position,
@@ -84,6 +89,13 @@ def _add_spans(recorder: Recorder, spans: np.ndarray) -> None:
         start_ns=start,
         end_ns=end,
     )
+
+
+def _marked(one: Pass) -> np.ndarray:
+    """A pass's spans, int64 [n, 4]: each begins where the one before it ends."""
+    codes, ends = np.array(one.marks, np.int64).reshape(-1, 2).T
+    starts = np.concatenate([[one.start_ns], ends[:-1]])
+    return np.stack([np.full(len(codes), one.position), codes, starts, ends], axis=1)
 
 
 def _add_routing(recorder: Recorder, passes: Sequence[Pass]) -> None:
@@ -177,13 +189,18 @@ def _add_reads(recorder: Recorder, passes: Sequence[Pass]) -> None:
     which = np.concatenate([which, held_by])
     order = np.argsort(which, kind="stable")
     which, rows = which[order], rows[order]
+    threads = pairs[0][1].fetched.fetch.reader.threads
     names = ("expert", "offset", "nbytes", "submit_ns", "start_ns", "end_ns", "thread")
     recorder.tables["reads"].extend(
         len(rows),
         token=np.array([one.position for one, _ in pairs])[which],
         layer=np.array([chosen.layer for _, chosen in pairs])[which],
         **{name: rows[name] for name in names},
-        source=np.where(rows["thread"] < 0, _BANK, _sources(pairs)[which, rows["expert"]]),
+        source=np.where(
+            rows["thread"] < 0,
+            _BANK,
+            _sources(pairs)[which, rows["expert"], (rows["thread"] == threads).astype(int)],
+        ),
         wanted=WANTED.index("demand"),
         used=True,
     )
@@ -203,14 +220,17 @@ def _held(
 
 
 def _sources(pairs: Sequence[tuple[Pass, Chosen]]) -> np.ndarray:
-    """[pairs, E]: where each expert's bytes were."""
-    sources = np.full((len(pairs), _num_experts(pairs)), _UNKNOWN, np.uint8)
+    """[pairs, E, 2]: where each expert's bytes were if a reading thread, or the run's own, got
+    them."""
+    sources = np.full((len(pairs), _num_experts(pairs), 2), _UNKNOWN, np.uint8)
     for row, (_, chosen) in zip(sources, pairs, strict=True):
-        if chosen.cached is not None:
+        if chosen.cached == SSD:
+            row[:] = _SSD
+        elif chosen.cached == OWN_THREAD:
+            row[:] = _SSD, _PAGE_CACHE
+        elif isinstance(chosen.cached, dict):
             for expert, cached in chosen.cached.items():
                 row[expert] = _PAGE_CACHE if cached else _SSD
-        elif chosen.fetched.fetch.reader.name == "direct":
-            row[:] = _SSD
     return sources
 
 

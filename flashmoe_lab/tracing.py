@@ -2,17 +2,15 @@
 
 In `flow` mode it looks at the clock where the run waits anyway and adds no wait of its own: after
 each native call where the kernels are ours, and where the expert numbers and the logits come where
-stages only build a graph. In `stages` mode it evaluates after every stage, so that
-each stage's time is exact and the whole is slower. While a token is under way it only keeps
-references and times; rows are made some tokens at a time (trace_rows.py), and that work is a span
-of its own, "record".
+stages only build a graph. In `stages` mode it evaluates after every stage, so that each stage's
+time is exact and the whole is slower. Rows are made when the run is over, or when what is held for
+them becomes much; that work is a span of its own, "record".
 """
 
-import time
-from array import array
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from timeit import timeit
 from typing import Any
 
 import mlx.core as mx
@@ -25,53 +23,16 @@ from flashmoe_lab.probes import Probe
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.state import SequenceState
-from flashmoe_lab.storage.page_cache import Residency, resident_bytes
 from flashmoe_lab.trace import Recorder, Trace
-from flashmoe_lab.trace.schema import LANES, STAGES
+from flashmoe_lab.trace_notes import RECORD, Listener, Notes, Pass, clock, code
 from flashmoe_lab.trace_rows import write_rows
+from flashmoe_lab.trace_sources import asker, resident
 from flashmoe_lab.watch import Watch
 
-_clock = time.perf_counter_ns
-_TOKENS_HELD = 32  # decode steps whose rows are made together
-_PARTS = ("input_norm", "mixer", "post_norm", "router", "shared_expert", "fetch", "experts")
-
-
-def code(layer: int, stage: str, lane: str) -> int:
-    """Layer, stage and lane of a span in one number."""
-    return (layer + 1) << 16 | STAGES.index(stage) << 8 | LANES.index(lane)
-
-
-_RECORD = code(-1, "record", "host")
-
-
-@dataclass(slots=True, kw_only=True)
-class Chosen:
-    """Which experts a layer fetched, and where the bytes were beforehand.
-
-    Attributes:
-        routed_ns: when the expert numbers were known.
-        cached: expert -> whether the page cache held all of its block; of those that the bank did
-            not hold. None where it was not asked, as for direct reads.
-    """
-
-    layer: int
-    fetched: Fetched
-    routed_ns: int
-    cached: dict[int, bool] | None
-
-
-@dataclass(slots=True, kw_only=True)
-class Pass:
-    """One pass of tokens through the model, before it is made rows of."""
-
-    phase: str
-    tokens: Sequence[int]
-    position: int
-    start_ns: int
-    end_ns: int = 0
-    logprobs: np.ndarray | None = None  # what its token was chosen from
-    routings: list[tuple[int, Routing]] = field(default_factory=list)
-    chosen: list[Chosen] = field(default_factory=list)
+_HELD_NBYTES = 64 << 20  # of references that rows are still to be made of
+_LAYER_NBYTES = 3000  # that Python's objects take beside the arrays, by layer and pass
+_OUTSIDE = ("embed", "norm", "lm_head")
+_PARTS = ("input_norm", "mixer", "post_norm", "shared_expert", "experts")
 
 
 class Tracer(Watch):
@@ -96,126 +57,87 @@ class Tracer(Watch):
     ) -> None:
         self.model, self.recorder, self.text = model, recorder, text
         self.trace: Trace | None = None
-        self.every_stage = recorder.facts["mode"] == "stages"
-        self.listeners = self._listeners()
-        self._facts, self.record_nbytes = facts, facts.get("record_nbytes", 0)
-        self._spans = array("q")  # position, code, start and end of one after another
+        self.record_nbytes, self._facts = facts.get("record_nbytes", 0), facts
+        self._exact = recorder.facts["mode"] == "stages"
+        self._notes = Notes()
         self._passes: list[Pass] = []
-        self._pass = Pass(phase="", tokens=(), position=0, start_ns=0)
+        self._spans: list[tuple[int, int, int, int]] = []  # between passes
+        self._pass: Pass | None = None
         self._state: SequenceState | None = None
         self._picked: tuple[int, np.ndarray] | None = None
-        self._since = self._routed_ns = self._record_ns = self._length = 0
-        self._cached: dict[int, bool] | None = None
-        self._askers = {layer.index: _asker(layer) for layer in model.layers}
+        self._since = self._held = self._length = self._written_ns = 0
         self._normed: mx.array | None = None
+        self.listeners = self._listeners()
         self._add_probes(probes)
+        # A probe may look at any stage, so then none may hide in a native call.
+        self.every_stage = self._exact or any(probe.layer is not None for probe in probes)
 
     # What it listens to
 
-    def _listeners(self) -> dict[str, Callable[[Any], None]]:
-        if self.every_stage:
-            return self._by_stage()
-        return self._by_call() if native_for(self.model.dtype) else self._by_wait()
+    def _listeners(self) -> dict[str, Listener]:
+        found: dict[str, Listener] = {}
+        native = native_for(self.model.dtype)
+        for name in _OUTSIDE:
+            mark = self._notes.mark(code(-1, name, "compute"))
+            found[name] = self._after_evaluating(mark) if self._exact else mark
+        if not (self._exact or native):
+            found = {"lm_head": self._notes.mark(code(-1, "submit", "host"))}
+        for layer in self.model.layers:
+            by = self._by_stage if self._exact else self._by_call if native else self._by_wait
+            found |= {f"layers.{layer.index}.{name}": fn for name, fn in by(layer).items()}
+        return found
 
-    def _by_call(self) -> dict[str, Callable[[Any], None]]:
+    def _by_call(self, layer: Layer) -> dict[str, Listener]:
         """Where a layer is two native calls, with the fetch between them."""
-        found: dict[str, Callable[[Any], None]] = {
-            name: partial(self._span, code(-1, name, "compute"))
-            for name in ("embed", "norm", "lm_head")
+        notes, index = self._notes, layer.index
+        return {
+            "router": notes.routed(code(index, "to_router", "compute"), index, asker(layer)),
+            "fetch": notes.fetched(code(index, "fetch", "io"), index),
+            "block": notes.mark(code(index, "experts", "compute")),
         }
-        for layer in self.model.layers:
-            path, index = f"layers.{layer.index}", layer.index
-            found[f"{path}.router"] = partial(
-                self._chose, code(index, "to_router", "compute"), layer
-            )
-            found[f"{path}.fetch"] = partial(self._fetched, layer)
-            found[f"{path}.block"] = partial(self._span, code(index, "experts", "compute"))
-        return found
 
-    def _by_wait(self) -> dict[str, Callable[[Any], None]]:
-        found: dict[str, Callable[[Any], None]] = {
-            "lm_head": partial(self._span, code(-1, "submit", "host"))
+    def _by_wait(self, layer: Layer) -> dict[str, Listener]:
+        """Where stages build a graph. Once all is under way that the layer can do without its
+        experts, the run waits for their numbers; waiting for them here adds nothing."""
+        notes, index = self._notes, layer.index
+        submitted = notes.mark(code(index, "submit", "host"))
+        routed = notes.routed(code(index, "router", "wait"), index, asker(layer))
+        held: list[Routing] = []
+
+        def wait(result: object) -> None:
+            submitted(None)
+            routing = held.pop()
+            mx.eval(routing.experts)
+            routed(routing)
+
+        return {
+            "router": held.append,
+            "shared_expert": wait,
+            "fetch": notes.fetched(code(index, "fetch", "io"), index),
+            "experts": notes.mark(code(index, "experts", "host")),
         }
-        for layer in self.model.layers:
-            path = f"layers.{layer.index}"
-            found[f"{path}.router"] = partial(self._decided, layer)
-            found[f"{path}.shared_expert"] = partial(self._submitted, layer)
-            found[f"{path}.fetch"] = partial(self._fetched, layer)
-            found[f"{path}.experts"] = partial(self._span, code(layer.index, "experts", "host"))
-        return found
 
-    def _by_stage(self) -> dict[str, Callable[[Any], None]]:
-        found = {
-            name: partial(self._evaluated, code(-1, name, "compute"), None)
-            for name in ("embed", "norm", "lm_head")
-        }
-        for layer in self.model.layers:
-            for name in _PARTS:
-                here = code(layer.index, name, "compute")
-                found[f"layers.{layer.index}.{name}"] = partial(self._evaluated, here, layer)
-            found[f"layers.{layer.index}.router"] = partial(self._evaluated_router, layer)
-            found[f"layers.{layer.index}.fetch"] = partial(self._fetched, layer)
-        return found
-
-    def _span(self, code: int, result: object) -> None:
-        """Something ended now."""
-        self._spans.extend((self._pass.position, code, self._since, _clock()))
-        self._since = _clock()
-
-    def _decided(self, layer: Layer, routing: Routing) -> None:
-        self._pass.routings.append((layer.index, routing))
-
-    def _submitted(self, layer: Layer, result: object) -> None:
-        """All that the layer can do without its experts is under way: what the run does next is to
-        wait for their numbers, so waiting here adds nothing."""
-        self._span(code(layer.index, "submit", "host"), None)
-        mx.eval(self._pass.routings[-1][1].experts)
-        self._span(code(layer.index, "router", "wait"), None)
-        self._ask(layer)
-
-    def _ask(self, layer: Layer) -> None:
-        self._routed_ns = self._since
-        asker = self._askers[layer.index]
-        experts: Any = self._pass.routings[-1][1].experts.tolist()
-        self._cached = asker(experts[0] if len(experts) == 1 else set().union(*experts))
-        if self._cached:
-            self._recorded(self._since)
-        else:
-            self._since = _clock()
-
-    def _fetched(self, layer: Layer, fetched: Fetched) -> None:
-        if self.every_stage:
-            fetched.wait()
-        self._span(code(layer.index, "fetch", "io"), None)
-        self._pass.chosen.append(
-            Chosen(
-                layer=layer.index,
-                fetched=fetched,
-                routed_ns=self._routed_ns,
-                cached=self._cached,
-            )
+    def _by_stage(self, layer: Layer) -> dict[str, Listener]:
+        """After every stage, evaluated."""
+        notes, index = self._notes, layer.index
+        marks = {name: notes.mark(code(index, name, "compute")) for name in _PARTS}
+        listeners = {name: self._after_evaluating(mark) for name, mark in marks.items()}
+        listeners["mixer"] = self._after_evaluating(marks["mixer"], layer)
+        routed = notes.routed(code(index, "router", "compute"), index, asker(layer))
+        listeners["router"] = self._after_evaluating(routed)
+        listeners["fetch"] = self._after_evaluating(
+            notes.fetched(code(index, "fetch", "io"), index)
         )
+        return listeners
 
-    def _evaluated(self, code: int, layer: Layer | None, result: Any) -> None:
-        self._evaluate(layer, result)
-        self._span(code, None)
+    def _after_evaluating(self, listener: Listener, mixer_of: Layer | None = None) -> Listener:
+        def evaluated(result: Any) -> None:
+            _evaluate(result)
+            if mixer_of is not None and self._state is not None:
+                _evaluate(self._state[mixer_of.index])
+            listener(result)
 
-    def _evaluate(self, layer: Layer | None, result: Any) -> None:
-        arrays = [result] if isinstance(result, mx.array) else []
-        if layer is not None and self._state is not None:
-            state = self._state[layer.index]
-            names = ("keys", "values", "conv", "recurrent")
-            arrays += [getattr(state, name) for name in names if hasattr(state, name)]
-        mx.eval([array for array in arrays if isinstance(array, mx.array)])
-
-    def _evaluated_router(self, layer: Layer, routing: Routing) -> None:
-        mx.eval(routing.experts, routing.weights, routing.logits)
-        self._chose(code(layer.index, "router", "compute"), layer, routing)
-
-    def _chose(self, code: int, layer: Layer, routing: Routing) -> None:
-        self._span(code, None)
-        self._decided(layer, routing)
-        self._ask(layer)
+        return evaluated
 
     def _add_probes(self, probes: Sequence[Probe]) -> None:
         by_path: dict[str, list[Probe]] = {}
@@ -225,121 +147,130 @@ class Tracer(Watch):
             by_path.setdefault(probe.path, []).append(probe)
         for path, found in by_path.items():
             listener = self.listeners.get(path, lambda result: None)
-            is_input = path.endswith(".input_norm")
-            self.listeners[path] = partial(self._probed, listener, found, is_input)
+            self.listeners[path] = partial(self._probed, path, listener, found)
 
-    def _probed(
-        self,
-        listener: Callable[[Any], None],
-        probes: Sequence[Probe],
-        is_input: bool,
-        result: Any,
-    ) -> None:
+    def _probed(self, path: str, listener: Listener, probes: Sequence[Probe], result: Any) -> None:
         listener(result)
-        since = self._since
-        if is_input:
+        if path.endswith(".input_norm"):
             self._normed = result
-        end = self._pass.position + len(self._pass.tokens)
         for probe in probes:
             state = self._state[probe.layer] if self._state and probe.layer is not None else None
             rows = probe.rows(result, self._normed, state)
-            self.recorder.keep(probe.name, np.arange(end - len(rows), end), rows)
-        if self.every_stage:
-            self._recorded(since)  # stages are timed one by one, and this belongs to none
+            self.recorder.keep(probe.name, np.arange(self._length - len(rows), self._length), rows)
+        if self._exact and probes:
+            self._notes.mark(RECORD)(None)  # stages are timed alone, and this belongs to none
 
     # The run's own moments
 
     def run_begins(self) -> None:
         """Start the clock."""
-        held = [_resident(layer) for layer in self.model.layers]
+        held = [resident(layer) for layer in self.model.layers]
         total = None if None in held else sum(n for n in held if n is not None)
         self.recorder.begin(**self._facts, page_cache_nbytes=total)
-        self._since = _clock()
+        self._since = clock()
 
     def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
         """Close the sampler's span and open a pass."""
-        now, self._state = _clock(), state
-        self._pass = Pass(phase=phase, tokens=tokens, position=state.length, start_ns=now)
-        if self._picked is not None:
-            self._spans.extend((state.length, code(-1, "sample", "host"), self._since, now))
-            _, self._pass.logprobs = self._picked
-            self._picked = None
-        self._length = state.length + len(tokens)
-        self._since = _clock()
+        now, picked, self._picked = clock(), self._picked, None
+        position, self._state = state.length, state
+        self._length = position + len(tokens)
+        if picked is not None:
+            self._spans.append((position, code(-1, "sample", "host"), self._since, now))
+        self._pass = Pass(
+            phase=phase,
+            tokens=tokens,
+            position=position,
+            start_ns=now,
+            logprobs=None if picked is None else picked[1],
+            marks=[],
+            routings=[],
+            chosen=[],
+        )
 
     def pass_ends(self) -> None:
-        """Keep the pass; make rows once there are enough."""
-        done = self._pass
-        self._span(code(-1, "lm_head", "wait"), None)
-        done.end_ns = self._since
+        """Keep the pass; make rows of all once they are many."""
+        done, notes = self._pass, self._notes
+        assert done is not None
+        notes.mark(code(-1, "lm_head", "wait"))(None)
+        done.marks, done.routings, done.chosen = notes.taken()
+        done.end_ns = self._since = done.marks[-1]
         self._passes.append(done)
-        if done.phase == "prefill" or len(self._passes) >= _TOKENS_HELD:
+        self._pass = self._state = None
+        self._held += self._pass_nbytes(len(done.tokens))
+        if self._held > _HELD_NBYTES:
             self._flush()
 
+    def _pass_nbytes(self, tokens: int) -> int:
+        """About what a pass holds until its rows are made."""
+        config = self.model.config
+        numbers = tokens * (config.num_experts + 2 * config.num_experts_per_tok)
+        layers = config.num_hidden_layers * (_LAYER_NBYTES + 4 * numbers)
+        return layers + 4 * config.vocab_size
+
     def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
-        """Remember it; what it is worth is worked out when its pass begins."""
+        """Remember it; what it is worth is worked out later."""
         self._picked = token, logprobs
 
     def run_ends(self) -> None:
         """Make the last rows, and the trace."""
         last: list[Pass] = []
-        if self._pass.tokens and not self._pass.end_ns:  # an error or a stop in its midst
-            last = [replace(self._pass, start_ns=0, routings=[], chosen=[])]
+        if self._pass is not None:  # an error or a stop in its midst
+            self._notes.taken()
+            last = [replace(self._pass, start_ns=0)]
         elif self._picked is not None:  # a last token never goes through the model
-            token, logprobs = self._picked
-            self._span(code(-1, "sample", "host"), None)
-            last = [Pass(phase="decode", tokens=[token], position=self._length, start_ns=0)]
-            last[0].logprobs = logprobs
+            now, (token, logprobs) = clock(), self._picked
+            self._spans.append((self._length, code(-1, "sample", "host"), self._since, now))
+            last = [_unrun(token, self._length, logprobs)]
+            self._since = now
         self._flush()
-        write_rows(self.recorder, last, self._taken(), self.text)
-        self.trace = self.recorder.finish(record_ns=self._record_ns)
+        write_rows(self.recorder, last, self._spans, self.text)
+        self.trace = self.recorder.finish(record_ns=self._written_ns + self._noted_ns())
 
     def _flush(self) -> None:
-        start, passes, spans = _clock(), self._passes, self._taken()
-        self._passes = []
-        self._record_ns += _between(spans)
+        start, passes, spans = clock(), self._passes, self._spans
+        self._passes, self._spans, self._held = [], [], 0
         write_rows(self.recorder, passes, spans, self.text)
-        self._recorded(start)
+        now = clock()
+        self._spans.append((self._length, RECORD, start, now))
+        self._written_ns += now - start + _asked_ns(passes)
+        self._since = now
 
-    def _taken(self) -> np.ndarray:
-        """The spans so far, [n, 4]; from now on new ones are kept."""
-        spans, self._spans = self._spans, array("q")
-        return np.frombuffer(spans, np.int64).reshape(-1, 4)
-
-    def _recorded(self, start: int) -> None:
-        """What was done since `start` was for the record alone."""
-        now = _clock()
-        self._spans.extend((self._pass.position, _RECORD, start, now))
-        self._record_ns += now - start
-        self._since = _clock()
+    def _noted_ns(self) -> int:
+        """What the notes took: their number by the time of one, measured here."""
+        notes = Notes()
+        listener = notes.mark(RECORD)
+        one = timeit(lambda: listener(None), number=1000) * 1e6
+        return round(one * self.recorder.tables["spans"].rows)
 
 
-def _between(spans: np.ndarray) -> int:
-    """Time from each span's end to the next one's start: what listening took."""
-    return int((spans[1:, 2] - spans[:-1, 3]).sum())
+def _unrun(token: int, position: int, logprobs: np.ndarray) -> Pass:
+    return Pass(
+        phase="decode",
+        tokens=[token],
+        position=position,
+        start_ns=0,
+        logprobs=logprobs,
+        marks=[],
+        routings=[],
+        chosen=[],
+    )
 
 
-def _asker(layer: Layer) -> Callable[[Iterable[int]], dict[int, bool] | None]:
-    """Gives, for each of a layer's experts that the bank does not hold, whether the page cache
-    holds all of it; None if the system will not tell, or the reads go past the page cache."""
-    file, bank, index = layer.fetch.file, layer.fetch.bank, layer.index
-    if layer.fetch.reader.name == "direct":
-        return lambda experts: None
-    try:
-        holds = Residency(file.path).holds
-    except (NotImplementedError, PermissionError):
-        return lambda experts: None
-    offsets, nbytes = [file.offset(n) for n in range(file.num_experts)], file.layout.block_nbytes
-
-    def ask(experts: Iterable[int]) -> dict[int, bool]:
-        missing = [n for n in experts if not (bank.keeps and (index, n) in bank)]
-        return {n: holds(offsets[n], nbytes) for n in missing}
-
-    return ask
+def _asked_ns(passes: Sequence[Pass]) -> int:
+    """What was done for the record alone while tokens were under way."""
+    total = 0
+    for one in passes:
+        ends = [one.start_ns, *one.marks[1::2]]
+        codes = enumerate(one.marks[::2])
+        total += sum(ends[n + 1] - ends[n] for n, code in codes if code == RECORD)
+    return total
 
 
-def _resident(layer: Layer) -> int | None:
-    try:
-        return resident_bytes(layer.fetch.file.path)
-    except (NotImplementedError, PermissionError):
-        return None
+def _evaluate(result: Any) -> None:
+    """Wait for whatever is still to be computed or read in a result or a state."""
+    if isinstance(result, Fetched):
+        result.wait()
+        return
+    names = ("experts", "weights", "logits", "keys", "values", "conv", "recurrent")
+    parts = [result, *(getattr(result, name, None) for name in names)]
+    mx.eval([part for part in parts if isinstance(part, mx.array)])

@@ -35,6 +35,11 @@ class Table:
         return {name: np.zeros(rows, column.dtype) for name, column in self.columns.items()}
 
     @property
+    def rows(self) -> int:
+        """Rows added so far."""
+        return self.spilled + self.count
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the columns in memory."""
         return sum(array.nbytes for array in self._arrays.values())

@@ -1,0 +1,125 @@
+"""What a tracer jots down while a token is under way: references and moments, and nothing else.
+
+A note costs a fraction of a microsecond; there are thirty of them in a token of eight layers, and a
+token may take a millisecond. Rows are made of them later (trace_rows.py). A moment closes what came
+before it, so the notes themselves count with what comes after.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flashmoe_lab.stages.expert_fetch import Fetched
+from flashmoe_lab.stages.router import Routing
+from flashmoe_lab.trace.schema import LANES, STAGES
+
+Listener = Callable[[Any], None]
+# How a layer's reads are told apart: by expert, whether the page cache held it when asked before;
+# or a rule for all of them.
+Cached = dict[int, bool] | str
+clock = time.perf_counter_ns
+
+
+def code(layer: int, stage: str, lane: str) -> int:
+    """Layer, stage and lane of a span in one number."""
+    return (layer + 1) << 16 | STAGES.index(stage) << 8 | LANES.index(lane)
+
+
+RECORD = code(-1, "record", "host")
+
+
+@dataclass(slots=True, kw_only=True)
+class Chosen:
+    """Which experts a layer fetched, and where the bytes were.
+
+    Attributes:
+        routed_ns: when the expert numbers were known.
+        cached: see `trace_sources`.
+    """
+
+    layer: int
+    fetched: Fetched
+    routed_ns: int
+    cached: Cached
+
+
+@dataclass(slots=True, kw_only=True)
+class Pass:
+    """One pass of tokens through the model.
+
+    Attributes:
+        marks: code and end in ns of one span after another; the first begins at `start_ns`.
+        logprobs: what its token was chosen from; None for the prompt's.
+    """
+
+    phase: str
+    tokens: Sequence[int]
+    position: int
+    start_ns: int
+    end_ns: int = 0
+    logprobs: np.ndarray | None = None
+    marks: list[int]
+    routings: list[tuple[int, Routing]]
+    chosen: list[Chosen]
+
+
+class Notes:
+    """The notes of the pass under way; `taken` hands them over and begins anew.
+
+    The lists stay the same objects, so that listeners can hold their `append`.
+    """
+
+    def __init__(self) -> None:
+        self.marks: list[int] = []
+        self.routings: list[tuple[int, Routing]] = []
+        self.chosen: list[Chosen] = []
+        self.routed_ns = 0
+        self.cached: Cached = {}
+
+    def taken(self) -> tuple[list[int], list[tuple[int, Routing]], list[Chosen]]:
+        """Marks, routings and fetches so far."""
+        found = self.marks.copy(), self.routings.copy(), self.chosen.copy()
+        self.marks.clear()
+        self.routings.clear()
+        self.chosen.clear()
+        return found
+
+    def mark(self, code: int) -> Listener:
+        """A listener: what `code` says ends now."""
+        append, now = self.marks.append, clock
+
+        def listener(result: object) -> None:
+            append(code)
+            append(now())
+
+        return listener
+
+    def routed(self, code: int, layer: int, ask: Callable[[Routing], Cached]) -> Listener:
+        """A listener for the router, where its result is there at once."""
+        append, keep, now = self.marks.append, self.routings.append, clock
+
+        def listener(routing: Routing) -> None:
+            append(code)
+            moment = now()
+            append(moment)
+            keep((layer, routing))
+            self.routed_ns, self.cached = moment, ask(routing)
+            if type(self.cached) is dict:
+                append(RECORD)
+                append(now())
+
+        return listener
+
+    def fetched(self, code: int, layer: int) -> Listener:
+        """A listener for the fetch stage."""
+        append, keep, now = self.marks.append, self.chosen.append, clock
+
+        def listener(fetched: Fetched) -> None:
+            append(code)
+            append(now())
+            keep(Chosen(layer=layer, fetched=fetched, routed_ns=self.routed_ns, cached=self.cached))
+
+        return listener

@@ -1,0 +1,75 @@
+"""Where the bytes of a read were before it: the question, asked between routing and reading.
+
+The page cache is asked about each block that the bank does not hold, unless the way of reading says
+it for certain: direct reads never come from it, and small batches are first tried without waiting
+(RWF_NOWAIT), which succeeds exactly where it holds all; the run's own thread then did the read.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from flashmoe_lab.layer import Layer
+from flashmoe_lab.stages.router import Routing
+from flashmoe_lab.storage.page_cache import Residency, resident_bytes
+from flashmoe_lab.trace_notes import Cached
+
+SSD = "ssd"  # all of them
+OWN_THREAD = "own_thread"  # the page cache, if the run's own thread read it; else the SSD
+UNKNOWN = "unknown"
+_AT_ONCE_NBYTES = 1 << 20  # as kernels/cpu/read_pool.cpp: a larger batch is not tried first
+
+
+def asker(layer: Layer) -> Callable[[Routing], Cached]:
+    """What answers for a layer."""
+    file, bank, reader, index = (
+        layer.fetch.file,
+        layer.fetch.bank,
+        layer.fetch.reader,
+        layer.index,
+    )
+    if reader.name == "direct":
+        return lambda routing: SSD
+    try:
+        holds = Residency(file.path).holds
+    except (NotImplementedError, PermissionError):
+        return lambda routing: UNKNOWN
+    nbytes = file.layout.block_nbytes
+    offsets = [file.offset(expert) for expert in range(file.num_experts)]
+    tried = reader.name == "pread" and reader.native and not reader.staged and _can_try(layer)
+    most = _AT_ONCE_NBYTES // nbytes if tried else 0
+
+    def ask(routing: Routing) -> Cached:
+        rows: Any = routing.experts.shape
+        if rows[0] * rows[1] <= most:
+            return OWN_THREAD
+        chosen: Any = routing.experts.tolist()
+        experts = set().union(*chosen)
+        missing = [n for n in experts if not (bank.keeps and (index, n) in bank)]
+        return {n: holds(offsets[n], nbytes) for n in missing}
+
+    return ask
+
+
+def resident(layer: Layer) -> int | None:
+    """Bytes of a layer's file in the page cache; None if the system will not tell."""
+    try:
+        return resident_bytes(layer.fetch.file.path)
+    except (NotImplementedError, PermissionError):
+        return None
+
+
+def _can_try(layer: Layer) -> bool:
+    """Whether the file's system can read without waiting; some always say no."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    fd = os.open(layer.fetch.file.path, os.O_RDONLY)
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
