@@ -102,7 +102,9 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     size = abs(value)
-    if size == 0 or 1e-3 <= size < 1e5:
+    if size == 0:
+        return "0"
+    if 1e-3 <= size < 1e5:
         digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 4
         return f"{value:.{digits}f}"
     return f"{value:.2e}"
