@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flashmoe_lab.chat_template import ChatTemplate
+from flashmoe_lab.chat.template import ChatTemplate
 from flashmoe_lab.cli.options import ids
 from flashmoe_lab.engine import Engine
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flashmoe_lab.chat_template import ChatTemplate
+from flashmoe_lab.chat.template import ChatTemplate
 
 SAY = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 QUESTION = [{"role": "user", "content": "Hi <b>"}]

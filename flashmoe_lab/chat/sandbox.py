@@ -1,0 +1,376 @@
+"""Where templates run: Jinja's immutable sandbox, with a bound on what a template may build.
+
+Jinja's sandbox decides what a template can reach. It bounds neither memory nor single calls, so
+this does:
+
+* Everything a template builds (text, lists, results of filters, macros and methods, output) is paid
+  for from one budget a render, by its length, before or as it comes into being.
+* No value may be larger than a limit, counted as a tree: a list that holds another one twice counts
+  it twice. So a single call into C (repr, JSON, comparing, sorting), which nothing can interrupt,
+  has little to do.
+* Operations whose result is larger than their operands (times, power, join, replace, indent, format
+  with widths) are refused before they run if the result would be; those that no chat template needs
+  (center, zfill, expandtabs, translate, encode, wordwrap, lipsum and the like) are not there.
+* Nothing is evaluated at compile time.
+
+Not bounded here: time. A template that builds nothing loops until its deadline (deadline.py).
+Values that are given count only towards the limits, which grow with them.
+"""
+
+import functools
+import json
+import re
+import threading
+from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, ValuesView
+from typing import Any
+
+from jinja2 import nodes, pass_context
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.utils import Namespace
+
+BUDGET, BUDGET_PER_GIVEN = 1 << 26, 32
+LARGEST, LARGEST_PER_GIVEN = 1 << 22, 4
+_ITEM = 8  # what a place in a list counts, as against a character
+_INT_BITS = 4096
+_WIDTH, _INDENT = 999, 16
+_NO_CONTEXT: Any = None
+_COLLECTIONS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
+
+_GROWING = {
+    str: {"center", "encode", "expandtabs", "format_map", "ljust", "maketrans", "rjust",
+          "striptags", "translate", "unescape", "zfill"},
+    int: {"to_bytes"},
+}  # fmt: skip
+_NO_FILTERS = ("batch", "center", "forceescape", "pprint", "random", "slice", "striptags",
+               "urlize", "wordwrap", "xmlattr")  # fmt: skip
+# These hand on what was there before.
+_FREE_FILTERS = ("attr", "d", "default", "first", "items", "last", "max", "min", "safe")
+
+
+class TooLarge(ValueError):
+    """A template builds more than it may."""
+
+
+class Environment(ImmutableSandboxedEnvironment):
+    """Compiles templates whose renders keep to a budget; `budget` must be called before each, in
+    the thread that renders."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        self._ledger = threading.local()
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            finalize=self._piece,
+            extensions=[loopcontrols, _Generation],
+        )
+        self.code_generator_class = _Generator
+        for name in _NO_FILTERS:
+            del self.filters[name]
+        del self.globals["lipsum"]
+        self.filters |= {
+            "join": self._join, "replace": self._replace, "indent": self._indent,
+            "sum": self._sum, "tojson": _to_json, "format": self._format,
+            "round": _round_filter(self.filters["round"]),
+        }  # fmt: skip
+        for name, function in self.filters.items():
+            if name not in _FREE_FILTERS:
+                self.filters[name] = self._paying(function)
+        self.globals |= {"namespace": _Namespace, "dict": _Dict()}
+
+    def budget(self, given: Any = ()) -> None:
+        """Starts a new account for a render of these values.
+
+        Raises:
+            TooLarge: what is given goes beyond any chat.
+        """
+        size = _weight(given, 1 << 30)
+        self._ledger.left = BUDGET + BUDGET_PER_GIVEN * size
+        self._ledger.largest = LARGEST + LARGEST_PER_GIVEN * size
+
+    def pay(self, size: int) -> None:
+        """Takes `size` from what the render may still build."""
+        self._ledger.left -= size
+        if self._ledger.left < 0:
+            raise TooLarge("it builds more text than a chat can need")
+
+    def made(self, value: Any) -> Any:
+        """The same value, paid for."""
+        if isinstance(value, str):
+            self.pay(len(value))
+        elif isinstance(value, list | tuple | dict | set):
+            self.pay(_ITEM * len(value))
+        self._weigh(value)
+        return value
+
+    def joined(self, parts: Iterable[Any], between: str = "") -> str:
+        """The parts as one text."""
+        texts = [str(part) for part in parts]
+        self._expect(sum(map(len, texts)) + len(between) * len(texts))
+        return self.made(between.join(texts))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """+, *, ** and %, where the result is not too large."""
+        for value in (left, right):
+            if isinstance(value, int) and value.bit_length() > _INT_BITS:
+                raise TooLarge(f"it computes with integers of more than {_INT_BITS} bits")
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    self._expect(self._weigh(value) * max(times, 0))
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            if left.bit_length() * right > _INT_BITS:
+                raise TooLarge(f"it computes with integers of more than {_INT_BITS} bits")
+        elif operator == "%" and isinstance(left, str):
+            if re.search(r"%[^a-zA-Z%]*(\*|\d{4})", left):
+                raise TooLarge(f"it formats with a width above {_WIDTH}")
+            self._expect(len(left) + left.count("%") * (self._weigh(right) + _WIDTH))
+        return self.made(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902
+        """A call in a template: of a macro, a method or a global."""
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(owner, str) and name == "join":
+            return __self.joined(*args, between=str(owner), **kwargs)
+        if isinstance(owner, str) and name == "replace":
+            return __self._replace(owner, *args, **kwargs)
+        result = super().call(__context, __obj, *args, **kwargs)
+        return result if isinstance(owner, Mapping) else __self.made(result)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may have this attribute."""
+        growing = any(isinstance(obj, kind) and attr in names for kind, names in _GROWING.items())
+        return not growing and super().is_safe_attribute(obj, attr, value)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        """An error at once for what is internal; a plain Undefined would render as nothing."""
+        found = super().unsafe_undefined(obj, attribute)
+        if attribute.startswith("_"):
+            raise SecurityError(found._undefined_message)
+        return found
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """str.format, without widths that are pure size; nothing for other values."""
+        if super().wrap_str_format(value) is None:
+            return None
+        if value.__name__ != "format":
+            raise SecurityError("access to attribute 'format_map' of 'str' object is unsafe.")
+        text: str = value.__self__
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            size = self._weigh(args) + self._weigh(kwargs) + _WIDTH
+            self._expect(len(text) + text.count("{") * size)
+            return _Formatter(self).vformat(text, args, kwargs)
+
+        return bounded
+
+    @pass_context
+    def _piece(self, context: Context, value: Any) -> str:
+        # Takes the context so that constants are not folded at compile time.
+        text = str(value)
+        self.pay(len(text))
+        return text
+
+    def _weigh(self, value: Any) -> int:
+        return _weight(value, self._ledger.largest)
+
+    def _expect(self, size: int) -> None:
+        if size > self._ledger.largest:
+            raise TooLarge(_largest(self._ledger.largest))
+
+    def _paying(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)  # with the mark of what Jinja is to pass
+        def paying(*args: Any, **kwargs: Any) -> Any:
+            return self.made(function(*args, **kwargs))
+
+        return paying
+
+    def _join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+        if attribute is not None:
+            value = map(make_attrgetter(self, attribute), value)
+        return self.joined(value, str(d))
+
+    def _replace(self, s: Any, old: Any, new: Any, count: int | None = None) -> str:
+        text, old, new, count = str(s), str(old), str(new), -1 if count is None else count
+        times = text.count(old) if count < 0 else min(count, text.count(old))
+        self._expect(len(text) + times * max(0, len(new) - len(old)))
+        return self.made(text.replace(old, new, count))
+
+    def _indent(
+        self, s: str, width: int | str = 4, first: bool = False, blank: bool = False
+    ) -> str:
+        if isinstance(width, int) and width > _WIDTH:
+            raise TooLarge(f"it indents by more than {_WIDTH}")
+        before = width if isinstance(width, str) else " " * width
+        lines = (str(s) + "\n").splitlines()
+        self._expect(len(s) + len(lines) * len(before))
+        rest = [before + line if line or blank else line for line in lines[1:]]
+        text = "\n".join([lines[0], *rest]) if lines else ""
+        return before + text if first else text
+
+    def _sum(self, iterable: Any, attribute: str | int | None = None, start: Any = 0) -> Any:
+        if attribute is not None:
+            iterable = map(make_attrgetter(self, attribute), iterable)
+        for value in iterable:
+            if not isinstance(value, int | float):
+                raise TypeError("sum adds numbers only")
+            start += value
+        return start
+
+    def _format(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        return self.call_binop(_NO_CONTEXT, "%", str(value), kwargs or args)
+
+
+class _Generator(CodeGenerator):
+    """Python code that pays for what it builds."""
+
+    def visit_Output(self, node: nodes.Output, frame: Frame) -> None:
+        fixed = sum(len(c.data) for c in node.nodes if isinstance(c, nodes.TemplateData))
+        self.writeline(f"environment.pay({fixed + _ITEM * len(node.nodes)})")
+        super().visit_Output(node, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self._paid(super().visit_List, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self._paid(super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        if node.ctx == "load":
+            self._paid(super().visit_Tuple, node, frame)
+        else:
+            super().visit_Tuple(node, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        if isinstance(node.arg, nodes.Slice):
+            self._paid(super().visit_Getitem, node, frame)
+        else:
+            super().visit_Getitem(node, frame)
+
+    def _paid(self, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
+        self.write("environment.made(")
+        visit(node, frame)
+        self.write(")")
+
+
+class _Generation(Extension):
+    """{% generation %}, with which templates mark what the model wrote; it renders as it stands."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+class _Formatter(SandboxedFormatter):
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        if re.search(r"\d{4}", format_spec):
+            raise TooLarge(f"it formats with a width above {_WIDTH}")
+        return super().format_field(value, format_spec)
+
+
+class _Namespace(Namespace):
+    """Shows nothing of what it holds: it can change after it was weighed."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        held = dict(*rest, **kwargs)
+        for name in held:
+            _check_name(name)
+        Namespace.__init__(self, held)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<namespace>"
+
+
+class _Dict:
+    """`dict` without the class's own attributes. Keys are entered one by one, where a deadline can
+    act: those of the same hash take quadratic time."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        given = args[0] if args else {}
+        pairs = given.items() if isinstance(given, Mapping) else given
+        made: dict[Any, Any] = {}
+        for key, value in pairs:
+            made[key] = value
+        return made | kwargs
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        made: dict[Any, Any] = {}
+        for key in keys:
+            made[key] = value
+        return made
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace holds no name that starts with an underscore: {name!r}")
+
+
+def _to_json(
+    x: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers renders it: letters as they are, nothing escaped for HTML."""
+    for size in (
+        indent if isinstance(indent, int) else len(indent or ""),
+        *map(len, separators or ()),
+    ):
+        if size > _INDENT:
+            raise TooLarge(f"it indents JSON by more than {_INDENT}")
+    return json.dumps(
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _round_filter(original: Callable[..., Any]) -> Callable[..., Any]:
+    def bounded(value: float, precision: int = 0, method: str = "common") -> float:
+        if abs(precision) > 100:
+            raise TooLarge(f"it rounds to {precision} digits")
+        return original(value, precision, method)
+
+    return bounded
+
+
+def _weight(value: Any, largest: int) -> int:
+    """Characters and places of a value, everything within it counted as often as it is there."""
+    total, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        total += len(item) if isinstance(item, str) else _ITEM
+        if isinstance(item, Mapping):
+            waiting.extend(item)
+            waiting.extend(item.values())
+        elif isinstance(item, _COLLECTIONS):
+            waiting.extend(item)
+        if total + _ITEM * len(waiting) > largest:
+            raise TooLarge(_largest(largest))
+    return total
+
+
+def _largest(size: int) -> str:
+    return f"it builds a value of more than {size} characters"
