@@ -61,6 +61,12 @@ def set_integer(on: bool) -> None:
     _native.set_integer(on)
 
 
+def read(array: np.ndarray) -> int:
+    """Read memory with all threads and give the xor of its words: what a kernel is measured
+    against."""
+    return _native.read(array)
+
+
 def floats(x: mx.array) -> np.ndarray:
     """The numbers of a float32 array, evaluated and packed, without a copy where they are so."""
     return np.ascontiguousarray(np.asarray(x))
@@ -93,7 +99,21 @@ def matrix(
     """A weight matrix [out, in], or with `stacked` many of them, as the kernels take it."""
     kind = _KINDS[weight.dtype if scales is None else scales.dtype]
     bits, group = (0, 0) if quantization is None else (quantization.bits, quantization.group_size)
-    return _native.Matrix(weight, scales, biases, bits, group, kind, stacked)
+    return raw_matrix(weight, scales, biases, bits, group, kind, stacked)
+
+
+def raw_matrix(
+    weight: Any,
+    scales: Any,
+    biases: Any,
+    bits: int,
+    group_size: int,
+    kind: str,
+    stacked: bool = False,
+) -> Any:
+    """The same of any arrays with a buffer; `kind` is the type of scales, or of numbers where bits
+    is 0."""
+    return _native.Matrix(weight, scales, biases, bits, group_size, kind, stacked)
 
 
 def product(weight: Any, x: mx.array) -> mx.array:

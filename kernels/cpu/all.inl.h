@@ -9,5 +9,6 @@
 
 constexpr Kernels make_kernels() {
   return {row_nbytes, prepare,  product,  dequantize, rms_norm, swiglu,     sigmoid_scale,
-          accumulate, softmax,  convolve, unit,       delta_step, attend};
+          accumulate, softmax,  convolve, unit,       delta_step, attend,
+          read_words};
 }

@@ -4,6 +4,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "bound.h"
 #include "isa.h"
 #include "linear.h"
@@ -207,6 +210,17 @@ void bind_mixers(nb::module_& module) {
 }
 
 void bind_small(nb::module_& module) {
+  module.def("read", [](nb::handle array) {
+    Buffer all(array.ptr());
+    const int64_t words = all.size() * all.itemsize() / 8, share = 1 << 17;
+    const auto* from = all.at<const uint64_t>();
+    std::atomic<uint64_t> result{0};
+    nb::gil_scoped_release free;
+    parallel_for((words + share - 1) / share, [&](int64_t i) {
+      result ^= kernels().read_words(from + i * share, std::min(share, words - i * share));
+    });
+    return result.load();
+  });
   module.def("rms_norm", [](nb::handle x, nb::handle weight, float eps, nb::handle out) {
     Buffer in(x.ptr()), w(weight.ptr()), result(out.ptr(), true);
     const int64_t size = w.size(), rows = in.size() / size;

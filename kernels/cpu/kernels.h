@@ -48,6 +48,8 @@ struct Kernels {
   // scores: room for (queries + 8) * (length + 15) floats.
   void (*attend)(const float* q, int64_t queries, int64_t dim, const float* keys,
                  const float* values, int64_t length, float* scores, float* out);
+  // The words combined by xor: a plain read of memory.
+  uint64_t (*read_words)(const uint64_t* words, int64_t count);
 };
 
 extern const Kernels kernels_portable;

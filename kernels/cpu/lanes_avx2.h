@@ -87,6 +87,7 @@ inline Bytes load_bytes(const void* p) {
   const auto* at = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
 }
+inline Bytes held(Bytes b) { return b; }
 inline void store_bytes(void* p, Bytes b) {
   auto* at = static_cast<__m256i*>(p);
   _mm256_storeu_si256(at, b.a);
@@ -115,9 +116,15 @@ inline Bytes field(Bytes b) {
   return {_mm256_and_si256(_mm256_srli_epi16(b.a, shift), mask),
           _mm256_and_si256(_mm256_srli_epi16(b.b, shift), mask)};
 }
+constexpr bool has_digits = false;  // products of bytes that are exact
+inline I dot_bytes(const Bytes&, const Bytes&, const I& c) { return c; }
+inline I times_256(const I& a) { return a; }
+template <int shift, int bits>
+inline Bytes byte_field(const Bytes& b) {
+  return b;
+}
 inline I no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-inline I dot(Bytes a, const int16_t* b, I c) {
-  const Bytes x = load_bytes(b);
+inline I dot(Bytes a, Bytes x, I c) {
   return {_mm256_add_epi32(c.a, _mm256_madd_epi16(a.a, x.a)),
           _mm256_add_epi32(c.b, _mm256_madd_epi16(a.b, x.b))};
 }

@@ -52,6 +52,11 @@ inline F load_f16(const void* p) {
 }
 
 inline Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+// Compilers would rather load again than keep a register; loads are what is scarce here.
+inline Bytes held(Bytes b) {
+  asm("" : "+v"(b));
+  return b;
+}
 inline void store_bytes(void* p, Bytes b) { _mm512_storeu_si512(p, b); }
 
 #ifdef __AVX512VBMI__
@@ -122,12 +127,27 @@ inline Bytes field(Bytes b) {
   if constexpr (shift + bits == 16) return word;
   return _mm512_and_si512(word, _mm512_set1_epi16((1 << bits) - 1));
 }
-inline I no_ints() { return _mm512_setzero_si512(); }
-inline I dot(Bytes a, const int16_t* b, I c) {
+// c + a * b of bytes, the four of each 32-bit lane added up: codes are unsigned, digits signed
 #ifdef __AVX512VNNI__
-  return _mm512_dpwssd_epi32(c, a, load_bytes(b));
+constexpr bool has_digits = true;
+inline I dot_bytes(Bytes a, Bytes b, I c) { return _mm512_dpbusd_epi32(c, a, b); }
 #else
-  return _mm512_add_epi32(c, _mm512_madd_epi16(a, load_bytes(b)));
+constexpr bool has_digits = false;
+inline I dot_bytes(Bytes, Bytes, I c) { return c; }
+#endif
+inline I times_256(I a) { return _mm512_slli_epi32(a, 8); }
+template <int shift, int bits>
+inline Bytes byte_field(Bytes b) {
+  if constexpr (bits == 8) return b;
+  return _mm512_and_si512(shift ? _mm512_srli_epi16(b, shift) : b,
+                          _mm512_set1_epi8((1 << bits) - 1));
+}
+inline I no_ints() { return _mm512_setzero_si512(); }
+inline I dot(Bytes a, Bytes b, I c) {
+#ifdef __AVX512VNNI__
+  return _mm512_dpwssd_epi32(c, a, b);
+#else
+  return _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
 #endif
 }
 inline F floats(I a) { return _mm512_cvtepi32_ps(a); }

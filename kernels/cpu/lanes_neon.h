@@ -119,12 +119,21 @@ inline Bytes field(const Bytes& b) {
   }
   return out;
 }
+inline const Bytes& held(const Bytes& b) { return b; }
 inline void store_bytes(void* p, const Bytes& b) { std::memcpy(p, b.v, 64); }
+constexpr bool has_digits = false;  // products of bytes that are exact
+inline I dot_bytes(const Bytes&, const Bytes&, const I& c) { return c; }
+inline I times_256(const I& a) { return a; }
+template <int shift, int bits>
+inline Bytes byte_field(const Bytes& b) {
+  return b;
+}
 inline I no_ints() { return I{}; }
 // c + a * b of 16-bit words, the two of each 32-bit lane added up
-inline I dot(const Bytes& a, const int16_t* b, const I& c) {
-  int16_t w[32];
+inline I dot(const Bytes& a, const Bytes& x, const I& c) {
+  int16_t w[32], b[32];
   std::memcpy(w, a.v, 64);
+  std::memcpy(b, x.v, 64);
   I out;
   for (int i = 0; i < 16; ++i)
     out.v[i] = c.v[i] + w[2 * i] * b[2 * i] + w[2 * i + 1] * b[2 * i + 1];

@@ -1,5 +1,12 @@
 // What reads a sequence's memory: one step of the delta rule, attention over a block of keys.
 
+// Reads and does nothing: what any kernel here is measured against.
+uint64_t read_words(const uint64_t* words, int64_t count) {
+  uint64_t all = 0;
+  for (int64_t i = 0; i < count; ++i) all ^= words[i];
+  return all;
+}
+
 inline float inner(const float* a, const float* b, int64_t size) {
   F total = zero();
   for (int64_t i = 0; i < size; i += 16)

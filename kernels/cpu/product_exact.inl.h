@@ -38,7 +38,7 @@ struct CodeRow {
   }
 
   void decode(const uint8_t* p, int64_t b, F* w) const {
-    const Bytes raw = unpack<bits>(p);
+    const Bytes raw = held(unpack<bits>(p));
     const F scale = number(scales, b), bias = number(biases, b);
     if constexpr (has_table && bits <= 4 && span == 64) {
       const F table = code_table(scale, bias);

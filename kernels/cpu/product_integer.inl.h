@@ -1,9 +1,11 @@
-// Products of codes with int16 activations: exact sums within a span, one float step for each.
+// Products of codes with activations of 16 bits: exact sums within a span, one float step for each.
 //
 //   y = sum over spans of scale * x_scale * (sum code * value) + bias * x_sum
 //
-// Codes are split into 16-bit fields as they lie: the low and high parts of every 16-bit word, with
+// Codes are split into fields as they lie: the low and high parts of every byte or 16-bit word, with
 // activations stored in the same order, so that nothing is moved. A 32-bit lane adds up neighbours.
+// With VNNI a value is two signed digits of eight bits, each multiplied with unsigned codes; else
+// codes are widened to 16 bits. The sums are the same.
 
 constexpr int kIntegerRows = 4;
 constexpr int kIntegerTokens = 4;
@@ -11,34 +13,58 @@ constexpr int64_t kIntegerColumns = 1024;  // unpacked at a time for many tokens
 
 template <int bits>
 struct Unit {
-  static constexpr int fields = bits == 2 ? 8 : bits == 4 ? 4 : 2;
-  static constexpr int columns = 32 * fields;
+  static constexpr int fields = fields_of(bits), columns = unit_of(bits);
   static constexpr int nbytes = columns * bits / 8;
-  static constexpr int width = 16 / fields;  // bits of a field
+  static constexpr int width = (has_digits ? 8 : 16) / fields;  // bits of a field
 
-  static Bytes raw(const uint8_t* p) {
-    if constexpr (bits == 2 || bits == 4) return load_bytes(p);
-    return unpack<bits>(p);
+  // One field after another: codes as bytes, or as 16-bit words.
+  struct Parts {
+    Bytes of[fields];
+  };
+  static Parts parts(const uint8_t* p) {
+    Parts out;
+    if constexpr (bits == 2 || bits == 4)
+      split(held(load_bytes(p)), out);
+    else
+      split(unpack<bits>(p), out);
+    return out;
   }
-  template <class Op>
-  static void each_field(const uint8_t* p, Op op) {
-    const Bytes some = raw(p);
-    op(0, field<0, width>(some));
-    if constexpr (fields == 2) op(1, field<8, width>(some));
-    if constexpr (fields == 4) {
-      op(1, field<4, width>(some));
-      op(2, field<8, width>(some));
-      op(3, field<12, width>(some));
+  template <int f = 0>
+  static void split(const Bytes& raw, Parts& out) {
+    if constexpr (f < fields) {
+      if constexpr (has_digits)
+        out.of[f] = byte_field<f * width, width>(raw);
+      else
+        out.of[f] = field<f * width, width>(raw);
+      split<f + 1>(raw, out);
     }
-    if constexpr (fields == 8) {
-      op(1, field<2, width>(some));
-      op(2, field<4, width>(some));
-      op(3, field<6, width>(some));
-      op(4, field<8, width>(some));
-      op(5, field<10, width>(some));
-      op(6, field<12, width>(some));
-      op(7, field<14, width>(some));
-    }
+  }
+  static Parts stored(const void* p) {
+    Parts out;
+    for (int f = 0; f < fields; ++f)
+      out.of[f] = held(load_bytes(static_cast<const uint8_t*>(p) + 64 * f));
+    return out;
+  }
+
+  // Lanes of the sums of code * value. Fields are counted by the compiler: of a loop it would make
+  // arrays in memory.
+  static I dots(const Parts& codes, const int16_t* x) {
+    const auto* values = reinterpret_cast<const uint8_t*>(x);
+    if constexpr (!has_digits) return words(codes, values, no_ints());
+    const I high = bytes(codes, values, no_ints());
+    return bytes(codes, values + 64 * fields, times_256(high));
+  }
+  template <int f = 0>
+  static I bytes(const Parts& codes, const uint8_t* values, const I& total) {
+    if constexpr (f == fields) return total;
+    else return bytes<f + 1>(codes, values,
+                             dot_bytes(codes.of[f], load_bytes(values + 64 * f), total));
+  }
+  template <int f = 0>
+  static I words(const Parts& codes, const uint8_t* values, const I& total) {
+    if constexpr (f == fields) return total;
+    else return words<f + 1>(codes, values,
+                             dot(codes.of[f], load_bytes(values + 64 * f), total));
   }
 };
 
@@ -53,27 +79,33 @@ template <int bits, int span>
 struct Integer {
   using U = Unit<bits>;
   static constexpr int spans = U::columns / span;  // of a unit
+  static constexpr int64_t stored_nbytes = kIntegerColumns / U::columns * U::fields * 64;
 
   static void one(const Matrix& m, const Row& x, int64_t first, int64_t last, float* y) {
     const int64_t room = span_room(m), whole = m.cols / U::columns;
     auto* scales = static_cast<float*>(scratch(Piece::numbers, 8 * room));
-    float* biases = scales + room;
     const auto* values = static_cast<const int16_t*>(x.values);
-    const bool usual = m.kind == Kind::bf16 && m.group == span && m.groups() % 16 == 0;
     for (int64_t r = first; r < last; ++r) {
-      const F bias =
-          usual ? whole_scales(m, x, r, scales) : any_scales(m, x, r, scales, biases);
+      const F bias = row_scales(m, x, r, scales, scales + room);
       const uint8_t* codes = m.weight + r * m.row_nbytes();
       F total = zero();
-      for (int64_t u = 0; u < whole; ++u)
-        total = step(codes + U::nbytes * u, values + U::columns * u, scales + spans * u, total);
+      for (int64_t u = 0; u < whole; ++u) {
+        const I part = U::dots(U::parts(codes + U::nbytes * u), values + U::columns * u);
+        total = fma(floats(part), spread<spans>(scales + spans * u), total);
+      }
       if (m.cols % U::columns) {
         uint8_t rest[64] = {};
         std::memcpy(rest, codes + U::nbytes * whole, m.cols % U::columns / 8 * bits);
-        total = step(rest, values + U::columns * whole, scales + spans * whole, total);
+        const I part = U::dots(U::parts(rest), values + U::columns * whole);
+        total = fma(floats(part), spread<spans>(scales + spans * whole), total);
       }
       y[r - first] = sum(add(total, bias));
     }
+  }
+
+  static F row_scales(const Matrix& m, const Row& x, int64_t r, float* scales, float* biases) {
+    const bool usual = m.kind == Kind::bf16 && m.group == span && m.groups() % 16 == 0;
+    return usual ? whole_scales(m, x, r, scales) : any_scales(m, x, r, scales, biases);
   }
 
   // A row's scales times the activations', and the biases' part of its product.
@@ -98,27 +130,17 @@ struct Integer {
     return total;
   }
 
-  static F step(const uint8_t* p, const int16_t* x, const float* scales, F total) {
-    I part = no_ints();
-    U::each_field(p, [&](int f, Bytes words) { part = dot(words, x + 32 * f, part); });
-    return fma(floats(part), spread<spans>(scales), total);
-  }
-
   // Words w [kIntegerRows, kIntegerColumns] and scales [tokens, rows, ...] for some units.
-  static void tile(const int16_t* w, const int16_t* const* x, const float* scales,
+  static void tile(const uint8_t* w, const int16_t* const* x, const float* scales,
                    int64_t scale_stride, int64_t units, F* totals) {
     F total[kIntegerTokens][kIntegerRows];
     for (int t = 0; t < kIntegerTokens; ++t)
       for (int i = 0; i < kIntegerRows; ++i) total[t][i] = totals[t * kIntegerRows + i];
     for (int64_t u = 0; u < units; ++u) {
-      const int64_t at = u * U::columns;
       for (int i = 0; i < kIntegerRows; ++i) {
-        Bytes words[U::fields];
-        for (int f = 0; f < U::fields; ++f)
-          words[f] = load_bytes(w + i * kIntegerColumns + at + 32 * f);
+        const auto codes = U::stored(w + i * stored_nbytes + u * U::fields * 64);
         for (int t = 0; t < kIntegerTokens; ++t) {
-          I part = no_ints();
-          for (int f = 0; f < U::fields; ++f) part = dot(words[f], x[t] + at + 32 * f, part);
+          const I part = U::dots(codes, x[t] + u * U::columns);
           const float* scale = scales + (t * kIntegerRows + i) * scale_stride + u * spans;
           total[t][i] = fma(floats(part), spread<spans>(scale), total[t][i]);
         }
@@ -129,17 +151,18 @@ struct Integer {
   }
 
   // Units [u, u + count) of a row as words.
-  static void unpack_row(const Matrix& m, int64_t r, int64_t u, int64_t count, int16_t* out) {
+  static void unpack_row(const Matrix& m, int64_t r, int64_t u, int64_t count, uint8_t* out) {
     const uint8_t* codes = m.weight + r * m.row_nbytes();
     const int64_t whole = m.cols / U::columns;
-    for (int64_t j = 0; j < count; ++j, ++u, out += U::columns) {
+    for (int64_t j = 0; j < count; ++j, ++u, out += 64 * U::fields) {
       uint8_t rest[64] = {};
       const uint8_t* p = codes + U::nbytes * u;
       if (u >= whole) {
         std::memcpy(rest, p, m.cols % U::columns / 8 * bits);
         p = rest;
       }
-      U::each_field(p, [&](int f, Bytes words) { store_bytes(out + 32 * f, words); });
+      const auto codes = U::parts(p);
+      for (int f = 0; f < U::fields; ++f) store_bytes(out + 64 * f, codes.of[f]);
     }
   }
 
@@ -155,7 +178,7 @@ struct Integer {
     float* biases = scales + kIntegerRows * room;
     float* both = biases + kIntegerRows * room;
     auto* words =
-        static_cast<int16_t*>(scratch(Piece::weights, 2 * kIntegerRows * kIntegerColumns));
+        static_cast<uint8_t*>(scratch(Piece::weights, kIntegerRows * stored_nbytes));
     auto* totals = static_cast<F*>(scratch(Piece::sums, tiles * tile_sums * sizeof(F)));
     for (int64_t r = first; r < last; r += kIntegerRows) {
       for (int i = 0; i < kIntegerRows; ++i) {
@@ -166,7 +189,7 @@ struct Integer {
       for (int64_t u = 0; u < units; u += chunk) {
         const int64_t count = smaller(chunk, units - u);
         for (int i = 0; i < kIntegerRows; ++i)
-          unpack_row(m, smaller(r + i, last - 1), u, count, words + i * kIntegerColumns);
+          unpack_row(m, smaller(r + i, last - 1), u, count, words + i * stored_nbytes);
         for (int64_t b = 0; b < tiles; ++b) {
           const int16_t* at[kIntegerTokens];
           for (int t = 0; t < kIntegerTokens; ++t) {

@@ -2,8 +2,29 @@
 // scales and biases as floats, one a span of 32 or 64 columns.
 
 // The integer form works on units: 64 bytes of 2- or 4-bit codes, or 64 codes unpacked to bytes.
-inline int64_t unit_of(int bits) { return bits == 2 ? 256 : bits == 4 ? 128 : 64; }
-inline int64_t fields_of(int bits) { return bits == 2 ? 8 : bits == 4 ? 4 : 2; }
+// Codes lie in fields of every byte, or of every 16-bit word where products of bytes are missing.
+constexpr int unit_of(int bits) { return bits == 2 ? 256 : bits == 4 ? 128 : 64; }
+constexpr int fields_of(int bits) { return unit_of(bits) / (has_digits ? 64 : 32); }
+
+// A unit's activations in the order of its fields: numbers of 16 bits, or all their high digits and
+// then all their low ones. `count` numbers from `within` on.
+template <int fields>
+inline void place_words(const int16_t* words, int64_t within, int64_t count, void* unit) {
+  constexpr int columns = fields * (has_digits ? 64 : 32);
+  auto* high = static_cast<int8_t*>(unit);
+  auto* whole = static_cast<int16_t*>(unit);
+  for (int64_t i = 0; i < count; i += fields)
+    for (int f = 0; f < fields; ++f) {
+      const int word = words[i + f];
+      const int64_t at = (within + i) / fields;
+      if (has_digits) {
+        high[64 * f + at] = static_cast<int8_t>((word + 128) >> 8);
+        high[columns + 64 * f + at] = static_cast<int8_t>(word);
+      } else {
+        whole[32 * f + at] = static_cast<int16_t>(word);
+      }
+    }
+}
 
 inline int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -17,7 +38,9 @@ int64_t row_nbytes(const Matrix& m, bool integer) {
   return integer ? 2 * value_room(m) + 8 * span_room(m) : 4 * value_room(m);
 }
 
-// Sixteen bits for the largest of each 64 columns, so an error of 1.5e-5 of it at most.
+// Sixteen bits for the largest of each 64 columns, so an error of 1.5e-5 of it at most. The high
+// digit of kLargest, rounded to nearest, is 127.
+constexpr float kLargest = 32639.0f;
 Row prepare_integer(const Matrix& m, const float* x, void* memory) {
   auto* values = static_cast<int16_t*>(memory);
   auto* scales = reinterpret_cast<float*>(values + value_room(m));
@@ -32,8 +55,8 @@ Row prepare_integer(const Matrix& m, const float* x, void* memory) {
       top = max(top, abs(v[k]));
       poison = add(poison, mul(v[k], zero()));  // NaN where a value is NaN or infinite
     }
-    const float largest_value = largest(top), scale = largest_value / 32767.0f;
-    const F inverse = all(largest_value > 1e-30f ? 32767.0f / largest_value : 0.0f);
+    const float largest_value = largest(top), scale = largest_value / kLargest;
+    const F inverse = all(largest_value > 1e-30f ? kLargest / largest_value : 0.0f);
     float whole[64];
     int16_t words[64];
     for (int k = 0; k < 4; ++k) {
@@ -49,10 +72,11 @@ Row prepare_integer(const Matrix& m, const float* x, void* memory) {
       sums[at] = scale * sum(total);
     }
     int16_t* out = values + start / unit * unit;
-    const int64_t within = start % unit;
-    for (int64_t i = 0; i < 64; ++i) {
-      const int64_t place = within + i;
-      out[place % fields * 32 + place / fields] = words[i];
+    switch (fields) {
+      case 1: place_words<1>(words, start % unit, 64, out); break;
+      case 2: place_words<2>(words, start % unit, 64, out); break;
+      case 4: place_words<4>(words, start % unit, 64, out); break;
+      default: place_words<8>(words, start % unit, 64, out);
     }
   }
   return {values, scales, sums};

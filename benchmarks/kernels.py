@@ -1,0 +1,342 @@
+"""The native kernels one by one: gigabytes per second beside a plain read of the same bytes.
+
+A working set is larger than the last-level cache: it is made of many matrices, each read once a
+repetition. Every case runs in turn with the plain read, `--repetitions` times, in reversed order
+every second time. Products that are bound by arithmetic say multiplications per second instead.
+Errors are relative rms against float64.
+
+    python benchmarks/kernels.py                        half a gigabyte, a minute or two
+    python benchmarks/kernels.py --gigabytes 2 --json results.jsonl
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashmoe_lab import Quantization, kernels, native
+from flashmoe_lab.checkpoint.quantize import dequantize_reference
+
+sys.path.insert(0, str(Path(__file__).parent))
+from interleave import interleave  # noqa: E402
+from record import record  # noqa: E402
+
+COLUMNS, ROWS = 4096, 1024  # of one matrix
+VARIANTS = ("native", "native_int")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One operation: what a repetition does, and how much that is.
+
+    Attributes:
+        work: bytes that it must read, or multiplications, in units of 1e9.
+        beside: whether a plain read of the same bytes is its measure.
+    """
+
+    name: str
+    variant: str
+    run: Callable[[], Any]
+    work: float
+    unit: str
+    beside: bool = True
+    error_rms: float | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+
+def main() -> int:
+    """Measure and print; 1 without native kernels."""
+    options = _options()
+    if not native.available:
+        print("flashmoe_lab._native was not built here", file=sys.stderr)
+        return 1
+    print(f"{'case':<34}{'variant':<12}{'threads':>8}{'median':>9} {'':<8}{'read':>7}  rms error")
+    for threads in options.threads:
+        native.set_threads(threads)
+        for bits in options.bits:
+            matrices = _Matrices(Quantization(bits=bits), options.gigabytes)
+            _measure([matrices.matvec(name) for name in VARIANTS], matrices.memory, options)
+            _measure([matrices.matmul(name, 512) for name in VARIANTS], matrices.memory, options)
+        experts = _Experts(options.gigabytes)
+        _measure([experts.token(name, 10) for name in VARIANTS], experts.memory, options)
+        attention = _Attention(32768)
+        _measure([attention.decode()], attention.memory, options)
+        delta = _Delta(64)
+        _measure([delta.decode()], delta.memory, options)
+    return 0
+
+
+def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Namespace) -> None:
+    """Run cases in turn with a plain read of `memory`; print and record."""
+    by_name = {case.variant: case for case in cases}
+
+    def timed(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    def speed_of(case: Case) -> Callable[[], float]:
+        return lambda: case.work / timed(case.run)
+
+    runs = {name: speed_of(case) for name, case in by_name.items()}
+    nbytes = sum(part.nbytes for part in memory) / 1e9
+
+    def plain() -> None:
+        for part in memory:
+            native.read(part)
+
+    if cases[0].beside:
+        runs["read"] = lambda: nbytes / timed(plain)
+    for run in runs.values():
+        run()
+    found = interleave(runs, options.repetitions)
+    for name, case in by_name.items():
+        speed = found[name]
+        ratio = speed.median / found["read"].median if case.beside else None
+        shown = "" if ratio is None else f"{ratio:.2f}"
+        error = "" if case.error_rms is None else f"{case.error_rms:.1e}"
+        print(
+            f"{case.name:<34}{name:<12}{native.threads():>8}{speed.median:>9.1f} "
+            f"{case.unit:<8}{shown:>7}  {error}",
+            flush=True,
+        )
+        record(
+            options.json,
+            benchmark="kernels",
+            case=case.name,
+            variant=name,
+            value=speed.median,
+            unit=case.unit,
+            repetitions=options.repetitions,
+            spread=speed.spread,
+            ratio_to="plain read" if case.beside else None,
+            ratio=ratio,
+            error_rms=case.error_rms,
+            threads=native.threads(),
+            isa=native.isa(),
+            page_cache="not used",
+            **case.conditions,
+        )
+
+
+class _Matrices:
+    """Many matrices of random codes, and one token, or some, that go through them all."""
+
+    def __init__(self, quantization: Quantization, gigabytes: float) -> None:
+        self.quantization = quantization
+        rng, groups = np.random.default_rng(0), COLUMNS // quantization.group_size
+        one = quantization.nbytes((ROWS, COLUMNS))
+        count = max(2, int(gigabytes * 1e9 / one))
+        words = COLUMNS * quantization.bits // 32
+        self._codes = np.empty((count, ROWS, words), np.uint32)
+        first = rng.integers(0, 2**32, (ROWS, words), dtype=np.uint32)
+        self._codes[:] = first
+        small = _bfloat16(rng.normal(size=(ROWS, groups)) / 2**quantization.bits / COLUMNS**0.5)
+        middle = _bfloat16(-_float(small) * 2 ** (quantization.bits - 1))
+        self._scales, self._biases = (np.tile(part, (count, 1, 1)) for part in (small, middle))
+        self.memory = [self._codes, self._scales, self._biases]
+        self._matrices = [
+            _matrix(*parts, quantization)
+            for parts in zip(self._codes, self._scales, self._biases, strict=True)
+        ]
+        self._truth = dequantize_reference(first, _float(small), _float(middle), quantization)
+        self._x = rng.normal(size=(512, COLUMNS)).astype(np.float32)
+
+    def matvec(self, variant: str) -> Case:
+        x, out = self._x[:1], np.empty((1, ROWS), np.float32)
+
+        def run() -> None:
+            kernels.use(variant)
+            for matrix in self._matrices:
+                matrix.product(x, 1, out)
+
+        run()
+        nbytes = sum(part.nbytes for part in self.memory)
+        return self._case("dequant_matvec", variant, run, nbytes / 1e9, "GB/s", True, out, 1)
+
+    def matmul(self, variant: str, tokens: int) -> Case:
+        x, out = self._x[:tokens], np.empty((tokens, ROWS), np.float32)
+
+        def run() -> None:
+            kernels.use(variant)
+            for matrix in self._matrices[:4]:
+                matrix.product(x, tokens, out)
+
+        run()
+        work = 4 * tokens * ROWS * COLUMNS / 1e9
+        return self._case("dequant_matmul", variant, run, work, "GMAC/s", False, out, tokens)
+
+    def _case(
+        self,
+        name: str,
+        variant: str,
+        run: Callable[[], None],
+        work: float,
+        unit: str,
+        beside: bool,
+        out: np.ndarray,
+        tokens: int,
+    ) -> Case:
+        q = self.quantization
+        return Case(
+            name=f"{name}, {q.bits} bits, group {q.group_size}",
+            variant=variant,
+            run=run,
+            work=work,
+            unit=unit,
+            beside=beside,
+            error_rms=_error(out, self._x[:tokens].astype(np.float64) @ self._truth.T),
+            conditions=dict(bits=q.bits, group_size=q.group_size, tokens=tokens),
+        )
+
+
+class _Experts:
+    """Experts of the 397B's size in a bank, K at a time."""
+
+    HIDDEN, FFN = 4096, 1024
+
+    def __init__(self, gigabytes: float) -> None:
+        rng, quantization = np.random.default_rng(0), Quantization(bits=4)
+        self.slots = max(10, int(gigabytes * 1e9 / 7_077_888))
+        self.memory: list[np.ndarray] = []
+        stacks = []
+        for rows, columns in ((self.FFN, self.HIDDEN),) * 2 + ((self.HIDDEN, self.FFN),):
+            shape = (self.slots, rows, columns // 64)
+            codes = np.empty((self.slots, rows, columns // 8), np.uint32)
+            codes[:] = rng.integers(0, 2**32, codes.shape[1:], dtype=np.uint32)
+            scales = _bfloat16(np.full(shape, 0.01, np.float32))
+            biases = _bfloat16(np.full(shape, -0.08, np.float32))
+            self.memory += [codes, scales, biases]
+            stacks.append(_matrix(codes, scales, biases, quantization, True))
+        self._stacks = tuple(stacks)
+        self._x = rng.normal(size=(1, self.HIDDEN)).astype(np.float32)
+
+    def token(self, variant: str, k: int) -> Case:
+        zeros = np.zeros(k, np.int64)
+
+        def run() -> None:
+            kernels.use(variant)
+            for first in range(0, self.slots - k + 1, k):
+                native.expert_mlp(self._stacks, self._x, zeros, np.arange(first, first + k))
+
+        return Case(
+            name="expert_mlp, 4 bits, 397B",
+            variant=variant,
+            run=run,
+            work=self.slots // k * k * 7_077_888 / 1e9,
+            unit="GB/s",
+            conditions=dict(bits=4, K=k),
+        )
+
+
+class _Attention:
+    """One token of the 397B's attention over a long cache; its projections are tiny."""
+
+    HEADS, KV_HEADS, DIM = 32, 2, 256
+
+    def __init__(self, length: int) -> None:
+        rng, width = np.random.default_rng(0), 64
+        sizes = (2 * self.HEADS * self.DIM, self.KV_HEADS * self.DIM, self.KV_HEADS * self.DIM)
+        weights = [rng.normal(size=(rows, width)).astype(np.float32) for rows in sizes]
+        weights.append(rng.normal(size=(width, self.HEADS * self.DIM)).astype(np.float32))
+        ones = np.ones(self.DIM, np.float32)
+        self._stage = native.attention(
+            *(_plain(weight) for weight in weights), ones, ones, 1e-6, 1e7,
+            *(self.HEADS, self.KV_HEADS, self.DIM, 64),
+        )  # fmt: skip
+        self.length = length
+        shape = (self.KV_HEADS, length, self.DIM)
+        self.memory = [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
+        self._x = rng.normal(size=(1, width)).astype(np.float32)
+
+    def decode(self) -> Case:
+        out = np.empty_like(self._x)
+        return Case(
+            name=f"attention, {self.length} keys",
+            variant="native",
+            run=lambda: self._stage(self._x, 1, self.length - 1, *self.memory, out),
+            work=sum(part.nbytes for part in self.memory) / 1e9,
+            unit="GB/s",
+            conditions=dict(context=self.length),
+        )
+
+
+class _Delta:
+    """One token through the delta rules of many of the 397B's layers; projections are tiny. The
+    states are read and written, so half of a plain read is the best that there is."""
+
+    def __init__(self, layers: int) -> None:
+        rng, width, heads, keys, dim = np.random.default_rng(0), 64, 64, 16, 128
+        channels, values = 2 * keys * dim + heads * dim, heads * dim
+        sizes = (channels, values, heads, heads)
+        weights = [rng.normal(size=(rows, width)).astype(np.float32) for rows in sizes]
+        weights.append(rng.normal(size=(width, values)).astype(np.float32))
+        taps = rng.normal(size=(4, channels)).astype(np.float32)
+        small = [np.zeros(heads, np.float32)] * 2 + [np.ones(dim, np.float32)]
+        self._stage = native.delta_net(
+            *(_plain(weight) for weight in weights), taps, *small, 1e-6, 4, keys, dim, heads, dim
+        )
+        self.memory = [np.zeros((heads, dim, dim), np.float32) for _ in range(layers)]
+        self._conv = np.zeros((3, channels), np.float32)
+        self._x = rng.normal(size=(1, width)).astype(np.float32)
+
+    def decode(self) -> Case:
+        out = np.empty_like(self._x)
+
+        def run() -> None:
+            for state in self.memory:
+                self._stage(self._x, 1, self._conv, state, out)
+
+        return Case(
+            name=f"delta rule, {len(self.memory)} states",
+            variant="native",
+            run=run,
+            work=sum(part.nbytes for part in self.memory) / 1e9,
+            unit="GB/s",
+        )
+
+
+def _matrix(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    biases: np.ndarray,
+    quantization: Quantization,
+    stacked: bool = False,
+) -> Any:
+    q = quantization
+    return native.raw_matrix(codes, scales, biases, q.bits, q.group_size, "bfloat16", stacked)
+
+
+def _plain(weight: np.ndarray) -> Any:
+    return native.raw_matrix(weight, None, None, 0, 0, "float32")
+
+
+def _bfloat16(values: np.ndarray) -> np.ndarray:
+    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _float(values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def _error(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.sqrt(((found - truth) ** 2).mean() / (truth**2).mean()))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=0.5, help="working set; default 0.5")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 2, 8])
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, native.threads()}))
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="append one object a line to this file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
