@@ -122,6 +122,8 @@ class Tracer(Watch):
         notes, index = self._notes, layer.index
         marks = {name: notes.mark(code(index, name, "compute")) for name in _PARTS}
         listeners = {name: self._after_evaluating(mark) for name, mark in marks.items()}
+        residual = notes.mark(code(index, "residual", "compute"))
+        listeners["block"] = self._after_evaluating(residual)
         listeners["mixer"] = self._after_evaluating(marks["mixer"], layer)
         routed = notes.routed(code(index, "router", "compute"), index, asker(layer))
         listeners["router"] = self._after_evaluating(routed)

@@ -70,7 +70,7 @@ def token_waterfall(trace: Trace, token: int | None = None) -> Plot:
     check_token(trace, token)
     row = trace.tokens.set_index("token").loc[token]
     spans = trace.spans[(trace.spans.token == token) & (trace.spans.start_ns >= row.start_ns)]
-    spans = spans[spans.end_ns <= row.end_ns]
+    spans = spans[(spans.end_ns <= row.end_ns) & (spans.stage != "record")]
     data = pd.DataFrame(
         {
             "layer": spans.layer,

@@ -51,6 +51,7 @@ STAGE = {
     ("fetch", "io"): ("fetching experts", ORANGE),
     ("experts", "host"): ("submitting experts", GREEN),
     ("experts", "compute"): ("experts", GREEN),
+    ("residual", "compute"): ("adding to the stream", GREY),
     ("norm", "compute"): ("final norm", PALE),
     ("lm_head", "compute"): ("head", RED),
     ("lm_head", "wait"): ("waiting for logits", RED),

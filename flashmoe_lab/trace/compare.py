@@ -29,9 +29,11 @@ class Comparison:
     """What b differs in from a.
 
     Attributes:
-        tokens: one row a prediction: kl_nats of b's distribution from a's, top1 agreement, and
-            bytes and time of the pass that made it.
-        summary: the same over all, one row.
+        tokens: one row a prediction: its phase (the last of a prompt's chunk is prefill), kl_nats
+            of b's distribution from a's, top1 agreement, and bytes and time of the pass that made
+            it.
+        summary: one row: quality over all predictions; bytes and time a token over decode, NaN if
+            there was none.
     """
 
     tokens: pd.DataFrame
@@ -57,6 +59,7 @@ def compare(run_a: "_Traced | Trace", run_b: "_Traced | Trace") -> Comparison:
     tokens = pd.DataFrame(
         {
             "token": common,
+            "phase": a.tokens.set_index("token").phase[common].astype(str).to_numpy(),
             "text": a.tokens.set_index("token").text[common].to_numpy(),
             "kl_nats": _kl(*logits),
             "top1_agrees": logits[0].argmax(-1) == logits[1].argmax(-1),
@@ -70,7 +73,7 @@ def compare(run_a: "_Traced | Trace", run_b: "_Traced | Trace") -> Comparison:
 
 
 def _summary(tokens: pd.DataFrame) -> pd.DataFrame:
-    steps = tokens.iloc[1:] if len(tokens) > 1 else tokens  # the first is the prompt's pass
+    steps = tokens[tokens.phase == "decode"]
     nbytes, ms = (steps[[f"{name}_a", f"{name}_b"]].mean() for name in ("nbytes", "ms"))
     row = {
         "predictions": len(tokens),

@@ -24,6 +24,7 @@ STAGES = (
     "shared_expert",
     "fetch",
     "experts",
+    "residual",
     "norm",
     "lm_head",
     "submit",  # building the graph of what a layer does before its experts

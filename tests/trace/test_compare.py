@@ -57,6 +57,18 @@ def test_bytes_and_time_are_of_the_pass_that_made_the_prediction():
     assert "nbytes_saved" in repr(found) and "<table" in found._repr_html_()
 
 
+def test_chunks_of_a_prompt_are_no_tokens():
+    a, b = _with_logits(np.zeros((3, 2))), _with_logits(np.zeros((3, 2)))
+    for trace in (a, b):
+        trace.tokens.loc[trace.tokens.token <= 2, "phase"] = "prefill"  # in chunks of 2 and 1
+    found = compare(a, b)
+    assert found.tokens.phase.tolist() == ["prefill", "prefill", "decode"]
+    assert found.summary.nbytes_per_token_a.iloc[0] == 2000
+    for trace in (a, b):
+        trace.tokens["phase"] = "prefill"
+    assert np.isnan(compare(a, b).summary.ms_per_token_a.iloc[0])
+
+
 def test_only_the_common_beginning_is_compared():
     rows = np.zeros((3, 2))
     found = compare(_with_logits(rows), _with_logits(rows, ids=[10, 11, 12, 99, 14]))

@@ -154,7 +154,8 @@ def test_stages_mode_times_every_stage(open_engine, packed, kernel_set):
     with open_engine(packed("golden/hf", 4)) as engine:
         trace = _run(engine, "stages").trace
     spans = trace.spans[(trace.spans.layer >= 0) & (trace.spans.stage != "record")]
-    names = ["input_norm", "mixer", "post_norm", "router", "shared_expert", "fetch", "experts"]
+    names = ["input_norm", "mixer", "post_norm", "router", "shared_expert"]
+    names += ["fetch", "experts", "residual"]
     for _, group in spans.groupby(["token", "layer"]):
         assert group.stage.tolist() == names
     outside = trace.spans[trace.spans.layer < 0].stage.value_counts()
