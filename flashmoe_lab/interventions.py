@@ -39,7 +39,7 @@ def force(experts: Collection[int]) -> RouterAct:
             )
         before = np.array(routing.experts)
         chosen = np.stack([_forced(row, wanted) for row in before])
-        return routing if np.array_equal(chosen, before) else _with_experts(routing, chosen)
+        return _with_experts(routing, chosen, (chosen != before).any(-1))
 
     return act
 
@@ -121,15 +121,18 @@ def _forced(row: np.ndarray, wanted: list[int]) -> np.ndarray:
     return np.array(kept + missing, np.int32)
 
 
-def _with_experts(routing: Routing, experts: np.ndarray) -> Routing:
-    """The routing to these experts [T, K], the most probable first, with the router's weights."""
-    probabilities = np.array(routing.probabilities)
-    order = np.argsort(-np.take_along_axis(probabilities, experts, -1), -1, kind="stable")
-    experts = np.take_along_axis(experts, order, -1)
-    weights = np.take_along_axis(probabilities, experts, -1)
-    if routing.norm_topk_prob:
-        weights = weights / weights.sum(-1, keepdims=True)
-    return replace(routing, experts=mx.array(experts.astype(np.int32)), weights=mx.array(weights))
+def _with_experts(routing: Routing, chosen: np.ndarray, changed: np.ndarray) -> Routing:
+    """The routing to `chosen` [T, K] where `changed` [T], the most probable first, with the
+    router's weights."""
+    if not changed.any():
+        return routing
+    probabilities = np.array(routing.probabilities)[changed]
+    order = np.argsort(-np.take_along_axis(probabilities, chosen[changed], -1), -1, kind="stable")
+    experts, weights = np.array(routing.experts), np.array(routing.weights)
+    experts[changed] = np.take_along_axis(chosen[changed], order, -1)
+    rows = np.take_along_axis(probabilities, experts[changed], -1)
+    weights[changed] = rows / rows.sum(-1, keepdims=True) if routing.norm_topk_prob else rows
+    return replace(routing, experts=mx.array(experts), weights=mx.array(weights))
 
 
 def _check(experts: Collection[int], routing: Routing, path: str) -> None:

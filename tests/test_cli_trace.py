@@ -39,6 +39,19 @@ def test_trace_says_the_budget_and_the_cost(packed, tmp_path, capsys):
     assert "record_gb allows 1e-06" in capsys.readouterr().err
 
 
+def test_a_run_that_fails_leaves_its_record(packed, tmp_path, monkeypatch, capsys):
+    def fails(run, ids):
+        for count, _ in enumerate(run, 1):
+            if count == 3:
+                raise OSError("the disk is gone")
+
+    monkeypatch.setattr("flashmoe_lab.cli.trace.follow", fails)
+    arguments = ["trace", str(packed("golden/hf", 4)), "--prompt-ids", "5", "--max-tokens", "9"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 2
+    assert "the disk is gone" in capsys.readouterr().err
+    assert len(fl.Trace.read(tmp_path).tokens) >= 3
+
+
 def test_plot_draws_what_it_can_and_says_what_it_cannot(recorded, tmp_path, capsys):
     assert main(["plot", str(recorded), "--out", str(tmp_path), "--format", "svg"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -68,10 +68,10 @@ def pack_key(source: Source, settings: PackSettings) -> str:
 
 
 def _opened(directory: Path) -> PackedCheckpoint | None:
-    """The pack, or None if it is not whole."""
+    """The pack, or None if it is not whole; what merely cannot be read now is not made again."""
     if not (directory / MANIFEST).exists():
         return None
     try:
         return PackedCheckpoint(directory)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None

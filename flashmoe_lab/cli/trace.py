@@ -84,13 +84,14 @@ def _trace(options: argparse.Namespace) -> int:
         if options.record:
             words = f"arrays: up to {format_nbytes(run.record_nbytes)}"
             print(f"{words} of {options.record_gb:g} GB allowed", file=sys.stderr)
-        interrupted = follow(run, ids=engine.tokenizer is None)
-        print(engine.summary(run), file=sys.stderr)
-    if run.trace is not None:
-        _write(run.trace, options.out, options.export)
-        print(
-            f"{options.out}: written; to draw it: flashmoe-lab plot {options.out}", file=sys.stderr
-        )
+        try:
+            interrupted = follow(run, ids=engine.tokenizer is None)
+            print(engine.summary(run), file=sys.stderr)
+        finally:  # a run that fails leaves the record of what it did until then
+            if run.trace is not None:
+                _write(run.trace, options.out, options.export)
+                words = f"written; to draw it: flashmoe-lab plot {options.out}"
+                print(f"{options.out}: {words}", file=sys.stderr)
     return 130 if interrupted else 0
 
 

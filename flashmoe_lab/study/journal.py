@@ -1,5 +1,9 @@
-"""Results as they come, one JSON line each, so that a long job goes on where it was interrupted."""
+"""Results as they come, one JSON line each, so that a long job goes on where it was interrupted.
 
+One process writes a journal at a time; the lock ends with the process.
+"""
+
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -10,26 +14,45 @@ class Journal:
 
     Attributes:
         found: how many results were there when it was opened.
+
+    Raises:
+        ValueError: another process writes it, or a line is not a result.
     """
 
     def __init__(self, file: Path, conditions: dict[str, Any]) -> None:
         self.file = file
-        header = json.dumps(conditions, sort_keys=True)
-        lines = file.read_bytes().split(b"\n") if file.exists() else []
-        self._results: dict[str, Any] = {}
-        whole = 0
-        if lines[:1] == [header.encode()] and len(lines) > 1:
-            whole = len(lines[0]) + 1
-            for line in lines[1:-1]:  # the last is empty, or was cut off
-                entry = json.loads(line)
-                self._results[entry["key"]] = entry["result"]
-                whole += len(line) + 1
+        self._stream = file.open("a+b")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._results, whole = self._read(header := json.dumps(conditions, sort_keys=True))
+        except BlockingIOError:
+            self._stream.close()
+            raise ValueError(f"{file}: another process is at this job") from None
+        except BaseException:
+            self._stream.close()
+            raise
         self.found = len(self._results)
-        self._stream = file.open("r+b" if whole else "wb")
-        self._stream.seek(whole)
-        self._stream.truncate()
+        self._stream.truncate(whole)
         if not whole:
             self._write(header)
+
+    def _read(self, header: str) -> tuple[dict[str, Any], int]:
+        """Results of these conditions, and the bytes that they and the header take."""
+        self._stream.seek(0)
+        lines = self._stream.read().split(b"\n")
+        if lines[0] != header.encode() or len(lines) == 1:
+            return {}, 0
+        results, whole = dict[str, Any](), len(lines[0]) + 1
+        for number, line in enumerate(lines[1:-1], 2):  # the last is empty, or was cut off
+            try:
+                entry = json.loads(line)
+                results[entry["key"]] = entry["result"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f"{self.file}: line {number} is not a result; remove the file to start anew"
+                ) from None
+            whole += len(line) + 1
+        return results, whole
 
     def get(self, key: str) -> Any:
         """A result, or None."""

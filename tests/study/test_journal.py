@@ -51,3 +51,17 @@ def test_other_conditions_start_anew(file: Path) -> None:
 def test_removed_when_done(file: Path) -> None:
     Journal(file, CONDITIONS).remove()
     assert not file.exists()
+
+
+def test_one_process_at_a_time(file: Path) -> None:
+    with Journal(file, CONDITIONS):
+        with pytest.raises(ValueError, match="another process is at this job"):
+            Journal(file, CONDITIONS)
+    Journal(file, CONDITIONS).close()
+
+
+def test_a_broken_line_is_named(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b'{"key": "z", "resu\n')
+    with pytest.raises(ValueError, match=r"x.partial: line 4 is not a result"):
+        Journal(file, CONDITIONS)
+    assert file.read_bytes().count(b"\n") == 4  # and nothing was cut off
