@@ -88,6 +88,11 @@ def _ratio(samples: dict[str, Samples], variant: str) -> Samples:
     return Samples([mine / plain for mine, plain in pairs])
 
 
+def _best_ratio(samples: dict[str, Samples], variant: str) -> float:
+    """Best against best: what is left when the machine was disturbed least."""
+    return max(samples[variant].values) / max(samples["untraced"].values)
+
+
 def _print(bench: Bench, samples: dict[str, Samples]) -> None:
     engine, options = bench.engine, bench.options
     print(
@@ -95,13 +100,17 @@ def _print(bench: Bench, samples: dict[str, Samples]) -> None:
         f"{engine.checkpoint.label}, bank {engine.bank.slots} slots, reader {options.reader}, "
         f"kernels {kernels.used()}, median of {options.repetitions} interleaved"
     )
-    print(f"{'':10}{'tokens/s':>10}{'spread':>9}{'ratio':>8}{'spread':>9}{'explained':>11}  tokens")
+    print(
+        f"{'':10}{'tokens/s':>10}{'spread':>9}{'ratio':>8}{'spread':>9}{'of best':>9}"
+        f"{'explained':>11}  tokens"
+    )
+    same = "same" if bench.equal else "NOT THE SAME"
     for name, found in samples.items():
         ratio, closure = _ratio(samples, name), bench.closure(name)
         explained = "" if closure is None else f"{closure:.1%}"
         print(
             f"{name:10}{found.median:>10.2f}{found.spread:>9.2f}{ratio.median:>8.3f}"
-            f"{ratio.spread:>9.3f}{explained:>11}  {'same' if bench.equal else 'NOT THE SAME'}"
+            f"{ratio.spread:>9.3f}{_best_ratio(samples, name):>9.3f}{explained:>11}  {same}"
         )
     for name in ("flow", "stages"):
         trace = bench.runs[name].trace
@@ -125,6 +134,7 @@ def _record(bench: Bench, samples: dict[str, Samples], conditions: dict[str, Any
             ratio_to="untraced",
             ratio=statistics.median(ratio.values),
             ratio_spread=ratio.spread,
+            ratio_of_best=_best_ratio(samples, name),
             explained=bench.closure(name),
             tokens_equal_untraced=bench.equal,
             K=bench.engine.num_experts_per_tok,

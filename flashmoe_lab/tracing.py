@@ -176,8 +176,8 @@ class Tracer(Watch):
         now, picked, self._picked = clock(), self._picked, None
         position, self._state = state.length, state
         self._length = position + len(tokens)
-        if picked is not None:
-            self._spans.append((position, code(-1, "sample", "host"), self._since, now))
+        stage = "setup" if picked is None else "sample"
+        self._spans.append((position, code(-1, stage, "host"), self._since, now))
         self._pass = Pass(
             phase=phase,
             tokens=tokens,

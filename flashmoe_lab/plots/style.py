@@ -55,6 +55,7 @@ STAGE = {
     ("norm", "compute"): ("final norm", PALE),
     ("lm_head", "compute"): ("head", RED),
     ("lm_head", "wait"): ("waiting for logits", RED),
+    ("setup", "host"): ("getting ready", PALE),
     ("sample", "host"): ("sampling", INK),
     ("record", "host"): ("recording", FAINT),
 }

@@ -29,6 +29,7 @@ STAGES = (
     "lm_head",
     "submit",  # building the graph of what a layer does before its experts
     "to_router",  # the same in one native call: norms, mixer, router and shared expert
+    "setup",
     "sample",
     "record",
 )

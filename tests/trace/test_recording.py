@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import flashmoe_lab as fl
-from flashmoe_lab import kernels
+from flashmoe_lab import kernels, tracing
 from flashmoe_lab.storage.page_cache import evict, warm
 from flashmoe_lab.trace import Recorder
 from tests.trace.test_export import check_chrome
@@ -197,17 +197,25 @@ def test_an_error_is_raised_and_the_record_kept(open_engine, packed):
     assert len(run.trace.tokens) == 6 + 3 and set(run.trace.routing.token) == set(range(8))
 
 
-def test_a_long_run_spills_and_loses_nothing(open_engine, packed, monkeypatch):
+@pytest.mark.parametrize("limit", ["rows in memory", "what is held for rows"])
+def test_a_long_run_is_bounded_and_loses_nothing(open_engine, packed, monkeypatch, limit):
     with open_engine(packed("golden/hf", 4)) as engine:
         right = _run(engine, "flow", tokens=60).trace
-        default = Recorder.__init__.__defaults__
-        monkeypatch.setattr(Recorder.__init__, "__defaults__", ("flow", 100))
-        recorder = Recorder()
-        assert default and recorder.tables["routing"].max_rows == 100
-        spilled = _run(engine, "flow", tokens=60).trace
+        if limit == "rows in memory":
+            monkeypatch.setattr(Recorder.__init__, "__defaults__", ("flow", 100))
+            assert Recorder().tables["routing"].max_rows == 100
+        else:
+            monkeypatch.setattr(tracing, "_HELD_NBYTES", 100_000)
+        bounded = _run(engine, "flow", tokens=60).trace
     columns = ["token", "layer", "rank", "expert", "probability", "weight", "margin"]
-    assert spilled.routing[columns].equals(right.routing[columns])
-    assert len(spilled.reads.drop_duplicates(["token", "layer", "expert"])) == len(right.reads)
+    assert bounded.routing[columns].equals(right.routing[columns])
+    same = ["token", "id", "phase", "logprob", "entropy"]
+    assert bounded.tokens[same].equals(right.tokens[same])
+    assert len(bounded.reads.drop_duplicates(["token", "layer", "expert"])) == len(right.reads)
+    spans = bounded.spans
+    assert (spans.start_ns.to_numpy()[1:] >= spans.end_ns.to_numpy()[:-1]).all()
+    flushes = (spans.stage == "record").sum()
+    assert (flushes > 3) == (limit != "rows in memory")
 
 
 def test_run_says_its_conditions(open_engine, packed):
