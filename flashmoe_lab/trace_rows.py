@@ -13,7 +13,7 @@ from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.blocks import RECORD
 from flashmoe_lab.trace import Recorder
 from flashmoe_lab.trace.schema import PHASES, SOURCES, WANTED
-from flashmoe_lab.trace_notes import Chosen, Pass
+from flashmoe_lab.trace_notes import Chosen, Pass, code
 from flashmoe_lab.trace_sources import OWN_THREAD, SSD
 
 _BANK, _PAGE_CACHE, _SSD, _UNKNOWN = (
@@ -93,9 +93,34 @@ def _add_spans(
 
 def _marked(one: Pass) -> np.ndarray:
     """A pass's spans, int64 [n, 4]: each begins where the one before it ends."""
-    codes, ends = np.array(one.marks, np.int64).reshape(-1, 2).T
+    codes, ends = _with_waits(one).T
     starts = np.concatenate([[one.start_ns], ends[:-1]])
     return np.stack([np.full(len(codes), one.position), codes, starts, ends], axis=1)
+
+
+def _with_waits(one: Pass) -> np.ndarray:
+    """A pass's marks, int64 [n, 2], with a fetch span cut into others where reads were waited for.
+
+    A layer's experts are computed as they come, so most waiting is done inside that span.
+    """
+    marks = np.array(one.marks, np.int64).reshape(-1, 2)
+    waits = np.array(
+        [
+            (code(chosen.layer, "fetch", "io"), start, end)
+            for chosen in one.chosen
+            for landing in chosen.fetched.landings
+            for start, end in landing.waits
+            if start < end <= one.marks[-1]
+        ],
+        np.int64,
+    ).reshape(-1, 3)
+    around = marks[np.searchsorted(marks[:, 1], waits[:, 2]), 0]
+    inside = (around ^ waits[:, 0]) & 0xFFFF != 0  # those of a fetch span are told as such
+    around, waits = around[inside], waits[inside]
+    before = np.stack([around, waits[:, 1]], axis=1)
+    # At the same moment a wait ends before its surroundings do, and begins after they do.
+    cut = np.concatenate([waits[:, [0, 2]], marks, before])
+    return cut[np.argsort(cut[:, 1], kind="stable")]
 
 
 def _add_routing(recorder: Recorder, passes: Sequence[Pass]) -> None:

@@ -6,9 +6,11 @@ that are there while the others are still being read. A chunk of a prompt may na
 the bank has slots; then they come in waves, each expert read once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from time import perf_counter_ns
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, Placement
 from flashmoe_lab.storage.reader import BlockBatch, Pending, Reader, ReadRecords
 
+T = TypeVar("T")
 _LANDING_NBYTES = 4 << 20  # computing with less at once costs more in calls than waiting does
 
 
@@ -27,11 +30,16 @@ class Landing:
 
     `parts` gives what has come while the rest is still being read; `finish` waits for all. What
     fails is forgotten by the bank, and the error is raised to whoever asks for the experts.
+
+    Attributes:
+        records: what was read, once all has come well.
+        waits: start and end in ns of each time that somebody waited here for reads.
     """
 
     def __init__(self, fetch: "ExpertFetch", placement: Placement, pending: Pending) -> None:
         self.fetch, self.placement = fetch, placement
         self.records: ReadRecords | None = None
+        self.waits: list[tuple[int, int]] = []
         self._pending = pending
         self._error: BaseException | None = None
 
@@ -46,7 +54,7 @@ class Landing:
             raise self._error
         if self.records is None:
             try:
-                records = self._pending.wait()
+                records = self._waited(self._pending.wait)
                 self.fetch.verify(self.placement)
                 self.records = self.fetch.count(records)
             except BaseException as error:
@@ -67,7 +75,8 @@ class Landing:
         if held:
             yield replace(self.placement, slots=held, misses=())
         if not self.fetch.verifies:
-            for numbers in self._pending.landed(self.fetch.landing_blocks):
+            landed = self._pending.landed(self.fetch.landing_blocks)
+            while numbers := self._waited(lambda: next(landed, None)):
                 came = tuple(misses[number] for number in sorted(numbers))
                 yield Placement(
                     layer=self.placement.layer, slots={e: slots[e] for e in came}, misses=came
@@ -75,6 +84,13 @@ class Landing:
         self.finish()
         if self.fetch.verifies:
             yield replace(self.placement, slots={expert: slots[expert] for expert in misses})
+
+    def _waited(self, wait: Callable[[], T]) -> T:
+        start = perf_counter_ns()
+        try:
+            return wait()
+        finally:
+            self.waits.append((start, perf_counter_ns()))
 
 
 @dataclass(slots=True, kw_only=True)
