@@ -138,10 +138,12 @@ class Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902
         """A call in a template: of a macro, a method or a global."""
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(owner, str) and name == "join":
-            return __self.joined(*args, between=str(owner), **kwargs)
-        if isinstance(owner, str) and name == "replace":
-            return __self._replace(owner, *args, **kwargs)
+        if isinstance(owner, str) and name in ("join", "replace"):
+            # Without what the compiler adds for functions that take the context.
+            given = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+            if name == "join":
+                return __self.joined(*args, between=str(owner), **given)
+            return __self._replace(owner, *args, **given)
         result = super().call(__context, __obj, *args, **kwargs)
         return result if isinstance(owner, Mapping) else __self.made(result)
 

@@ -112,7 +112,7 @@ class Tool:
             field = f"argument_{number}"
             self._names[field] = parameter.name
             about = self._about.get(parameter.name)
-            described = {"description": about} if about else {}
+            described: dict[str, Any] = {"description": about} if about else {}
             default = ... if required else parameter.default
             fields[field] = (
                 hints[parameter.name],
