@@ -138,21 +138,22 @@ class Run:
 
     def carry_out(self, responses: Iterator[GenerationResponse], watch: Watch) -> bool:
         """Hand over every response and keep the record; False if an error ended it."""
-        right = True
+        reason, error = "cancelled", ""  # words: an error itself would hold on to this frame
         try:
             watch.run_begins()
             for response in responses:
+                reason = response.finish_reason or reason
                 self.put(response)
-        except BaseException as error:
-            right = False
-            self.put(error)
+        except BaseException as caught:
+            reason, error = "error", f"{type(caught).__name__}: {caught}"
+            self.put(caught)
         try:
-            watch.run_ends()
+            watch.run_ends(reason, error)
             self.trace = watch.trace
-        except BaseException as error:  # whoever waits for the run must hear of it
-            right = False
-            self.put(error)
-        return right
+        except BaseException as caught:  # whoever waits for the run must hear of it
+            error = f"{type(caught).__name__}: {caught}"
+            self.put(caught)
+        return not error
 
     def end(self) -> None:
         """Nothing more will come."""

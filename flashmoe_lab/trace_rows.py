@@ -5,10 +5,12 @@ long finished.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.blocks import RECORD
 from flashmoe_lab.trace import Recorder
@@ -51,7 +53,7 @@ def _add_tokens(recorder: Recorder, passes: Sequence[Pass], text: Callable[[int]
         phase=np.repeat([PHASES.index(one.phase) for one in passes], counts),
         id=ids,
         text=np.array([text(token) for token in ids.tolist()], object),
-        start_ns=np.repeat([one.start_ns for one in passes], counts),
+        start_ns=np.repeat([one.start_ns if one.end_ns else 0 for one in passes], counts),
         end_ns=np.repeat([one.end_ns for one in passes], counts),
         logprob=np.repeat(logprob, counts),
         entropy=np.repeat(entropy, counts),
@@ -198,9 +200,7 @@ def _add_reads(recorder: Recorder, passes: Sequence[Pass]) -> None:
     pairs = [(one, chosen) for one in passes for chosen in one.chosen]
     if not pairs:
         return
-    landed = [
-        (n, part.finish().table) for n, (_, c) in enumerate(pairs) for part in c.fetched.landings
-    ]
+    landed = [(n, table) for n, (_, c) in enumerate(pairs) for table in _came(c.fetched)]
     which = np.repeat([n for n, _ in landed], [len(table) for _, table in landed]).astype(int)
     # By their bytes: NumPy takes ten times as long over joining records as records.
     came = np.frombuffer(b"".join([table.tobytes() for _, table in landed]), RECORD)
@@ -231,6 +231,13 @@ def _add_reads(recorder: Recorder, passes: Sequence[Pass]) -> None:
     )
 
 
+def _came(fetched: Fetched) -> list[np.ndarray]:
+    """Records of its reads; those of a failed one are lost."""
+    with suppress(OSError, ValueError):
+        fetched.wait()
+    return [part.records.table for part in fetched.landings if part.records is not None]
+
+
 def _held(
     pairs: Sequence[tuple[Pass, Chosen]], which: np.ndarray, read: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -239,9 +246,17 @@ def _held(
     experts = [chosen.fetched.experts.ravel() for _, chosen in pairs]
     sizes = [len(part) for part in experts]
     asked[np.repeat(np.arange(len(pairs)), sizes), np.concatenate(experts)] = True
+    for row, (one, chosen) in zip(asked, pairs, strict=True):
+        if not one.end_ns:  # an error or a stop in its midst
+            row[_never_came(chosen.fetched)] = False
     asked[which, read] = False
     numbers, found = np.nonzero(asked)
     return numbers, found
+
+
+def _never_came(fetched: Fetched) -> list[int]:
+    failed = [part.placement.misses for part in fetched.landings if part.records is None]
+    return [expert for group in (*failed, *fetched.later) for expert in group]
 
 
 def _sources(pairs: Sequence[tuple[Pass, Chosen]]) -> np.ndarray:

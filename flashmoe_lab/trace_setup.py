@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from flashmoe_lab import kernels
 from flashmoe_lab.generation import GenerationRequest
 from flashmoe_lab.probes import check_room, find_probes
 from flashmoe_lab.trace import Recorder
@@ -29,18 +30,21 @@ def make_tracer(
     """What follows one run of an engine; ValueError for what cannot be recorded."""
     length = len(request.prompt) + request.max_tokens
     probes = find_probes(engine.model, record, length)
-    facts = conditions(engine, request) | {
-        "record": ",".join(record),
-        "record_nbytes": check_room(probes, length, record_gb),
-    }
+    nbytes = check_room(probes, length, record_gb)
+    kept = {"record": ",".join(record), "arrays": len(probes), "record_nbytes": nbytes}
     text = engine.tokenizer.stream().add if engine.tokenizer else lambda token: ""
-    return Tracer(engine.model, Recorder(mode), text, facts, probes)
+    told = lambda: conditions(engine, request) | kept  # noqa: E731
+    tracer = Tracer(engine.model, Recorder(mode), text, told, probes)
+    tracer.record_nbytes = nbytes
+    return tracer
 
 
 def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
-    """Under what conditions a request runs."""
+    """Under what conditions a request runs, asked in the engine's thread when it does."""
     checkpoint, settings, bank = engine.checkpoint, engine.settings, engine.bank
-    config = checkpoint.config
+    config, dtype = checkpoint.config, engine.model.dtype
+    with bank.lock:
+        held = len(bank.contents())
     return {
         "model": str(checkpoint.path),
         "model_type": config.model_type,
@@ -53,26 +57,25 @@ def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
         "block_nbytes": checkpoint.layers[0].layout.block_nbytes,
         "expert_nbytes": checkpoint.expert_nbytes,
         "resident_nbytes": engine.resident_nbytes,
-        "kv_nbytes_per_token": config.kv_nbytes_per_token(_item_nbytes()),
-        "recurrent_nbytes": config.recurrent_nbytes(_item_nbytes()),
+        "kv_nbytes_per_token": config.kv_nbytes_per_token(dtype.size),
+        "kv_nbytes": 0,
+        "recurrent_nbytes": config.recurrent_nbytes(dtype.size),
         "bank_nbytes": bank.nbytes,
         "bank_slots": bank.slots,
         "bank_keeps": bank.keeps,
         "policy": bank.policy_name,
-        "bank_held": len(bank.contents()),
+        "bank_held": held,
         "reader": settings.reader,
         "threads": settings.threads,
         "split": settings.split,
         "prompt_tokens": len(request.prompt),
         "prefill_chunk": request.prefill_chunk,
         **asdict(request.sampling),
+        "lossy": ", ".join(engine.lossy(request.num_experts_per_tok)),
+        "activations": str(dtype).removeprefix("mlx.core."),
+        "kernels": kernels.used(),
         **_machine(),
     }
-
-
-def _item_nbytes() -> int:
-    """Bytes of an activation: float32 on a CPU, half of that on a GPU."""
-    return 4 if mx.default_device() == mx.cpu else 2
 
 
 def _machine() -> dict[str, Any]:

@@ -8,8 +8,7 @@ them becomes much; that work is a span of its own, "record".
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from timeit import timeit
 from typing import Any
 
@@ -20,14 +19,13 @@ from flashmoe_lab.kernels import native_for
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Model
 from flashmoe_lab.probes import Probe
-from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
-from flashmoe_lab.state import SequenceState
+from flashmoe_lab.state import AttentionState, SequenceState
 from flashmoe_lab.trace import Recorder, Trace
 from flashmoe_lab.trace_notes import RECORD, Listener, Notes, Pass, clock, code
 from flashmoe_lab.trace_rows import write_rows
 from flashmoe_lab.trace_sources import asker, resident
-from flashmoe_lab.watch import Watch
+from flashmoe_lab.watch import Watch, finish
 
 _HELD_NBYTES = 64 << 20  # of references that rows are still to be made of
 _LAYER_NBYTES = 3000  # that Python's objects take beside the arrays, by layer and pass
@@ -43,7 +41,7 @@ class Tracer(Watch):
 
     Args:
         text: gives what a token adds to the text, token after token.
-        facts: what the table `run` is to say beside times.
+        conditions: tells what the table `run` is to say beside times; asked when the run begins.
         probes: arrays to keep.
     """
 
@@ -52,13 +50,13 @@ class Tracer(Watch):
         model: Model,
         recorder: Recorder,
         text: Callable[[int], str],
-        facts: dict[str, Any],
+        conditions: Callable[[], dict[str, Any]],
         probes: Sequence[Probe] = (),
     ) -> None:
         self.model, self.recorder, self.text = model, recorder, text
         self.trace: Trace | None = None
-        self.record_nbytes, self._facts = facts.get("record_nbytes", 0), facts
-        self._exact = recorder.facts["mode"] == "stages"
+        self._conditions, self._probes = conditions, probes
+        self.every_stage = self._exact = recorder.facts["mode"] == "stages"
         self._notes = Notes()
         self._passes: list[Pass] = []
         self._spans: list[tuple[int, int, int, int]] = []  # between passes
@@ -67,16 +65,18 @@ class Tracer(Watch):
         self._picked: tuple[int, np.ndarray] | None = None
         self._since = self._held = self._length = self._written_ns = 0
         self._normed: mx.array | None = None
-        self.listeners = self._listeners()
-        self._add_probes(probes)
-        # A probe may look at any stage, so then none may hide in a native call.
-        self.every_stage = self._exact or any(probe.layer is not None for probe in probes)
+        self._intercepted: dict[str, None] = {}
+
+    @cached_property
+    def layers_by_stage(self) -> frozenset[int]:
+        """Those that are probed: their stages must not hide in a native call. Elsewhere it takes
+        whatever is told."""
+        return frozenset(probe.layer for probe in self._probes if probe.layer is not None)
 
     # What it listens to
 
-    def _listeners(self) -> dict[str, Listener]:
+    def _listeners(self, native: bool) -> dict[str, Listener]:
         found: dict[str, Listener] = {}
-        native = native_for(self.model.dtype)
         for name in _OUTSIDE:
             mark = self._notes.mark(code(-1, name, "compute"))
             found[name] = self._after_evaluating(mark) if self._exact else mark
@@ -88,10 +88,12 @@ class Tracer(Watch):
         return found
 
     def _by_call(self, layer: Layer) -> dict[str, Listener]:
-        """Where a layer is two native calls, with the fetch between them."""
+        """Where a layer is two native calls, with the fetch between them, or, if somebody else
+        wants its stages, computes each at once."""
         notes, index = self._notes, layer.index
         return {
             "router": notes.routed(code(index, "to_router", "compute"), index, asker(layer)),
+            "shared_expert": notes.mark(code(index, "shared_expert", "compute")),
             "fetch": notes.fetched(code(index, "fetch", "io"), index),
             "block": notes.mark(code(index, "experts", "compute")),
         }
@@ -134,22 +136,40 @@ class Tracer(Watch):
 
     def _after_evaluating(self, listener: Listener, mixer_of: Layer | None = None) -> Listener:
         def evaluated(result: Any) -> None:
-            _evaluate(result)
+            finish(result)
             if mixer_of is not None and self._state is not None:
-                _evaluate(self._state[mixer_of.index])
+                finish(self._state[mixer_of.index])
             listener(result)
 
         return evaluated
 
-    def _add_probes(self, probes: Sequence[Probe]) -> None:
+    def _add_probes(self, native: bool) -> None:
         by_path: dict[str, list[Probe]] = {}
-        for probe in probes:
+        for probe in self._probes:
             if probe.layer is not None:
                 by_path.setdefault(f"layers.{probe.layer}.input_norm", [])
             by_path.setdefault(probe.path, []).append(probe)
         for path, found in by_path.items():
-            listener = self.listeners.get(path, lambda result: None)
+            listener = self._before_probes(path, bool(found), native or self._exact)
             self.listeners[path] = partial(self._probed, path, listener, found)
+
+    def _before_probes(self, path: str, probed: bool, at_once: bool) -> Listener:
+        """Closes the span of a stage, so that what its probes take can be told apart."""
+        *parts, stage = path.split(".")
+        index = int(parts[-1]) if parts else -1
+        span = ("submit", "host") if not at_once else (stage, "compute")
+        told = self.listeners.get(path) or self._notes.mark(code(index, *span))
+        if at_once or not probed:
+            return told
+        waited = self._notes.mark(code(index, stage, "wait"))
+        mixer_of = self.model.layers[index] if stage == "mixer" else None
+        evaluated = self._after_evaluating(waited, mixer_of)
+
+        def listener(result: object) -> None:
+            told(result)
+            evaluated(result)
+
+        return listener
 
     def _probed(self, path: str, listener: Listener, probes: Sequence[Probe], result: Any) -> None:
         listener(result)
@@ -159,23 +179,27 @@ class Tracer(Watch):
             state = self._state[probe.layer] if self._state and probe.layer is not None else None
             rows = probe.rows(result, self._normed, state)
             self.recorder.keep(probe.name, np.arange(self._length - len(rows), self._length), rows)
-        if self._exact and probes:
-            self._notes.mark(RECORD)(None)  # stages are timed alone, and this belongs to none
+        if probes:
+            self._notes.mark(RECORD)(None)
 
     # The run's own moments
 
     def run_begins(self) -> None:
-        """Start the clock."""
+        """Note the conditions and start the clock."""
         held = [resident(layer) for layer in self.model.layers]
         total = None if None in held else sum(n for n in held if n is not None)
-        self.recorder.begin(**self._facts, page_cache_nbytes=total)
-        self._since = clock()
+        self.recorder.begin(**self._conditions(), page_cache_nbytes=total)
+        self._since = self.recorder.facts["start_ns"]
+        native = native_for(self.model.dtype)
+        self.listeners = self._listeners(native)
+        self._add_probes(native)
 
     def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
         """Close the sampler's span and open a pass."""
         now, picked, self._picked = clock(), self._picked, None
         position, self._state = state.length, state
         self._length = position + len(tokens)
+        self._intercepted |= dict.fromkeys(self.model.intercepted)
         stage = "setup" if picked is None else "sample"
         self._spans.append((position, code(-1, stage, "host"), self._since, now))
         self._pass = Pass(
@@ -197,7 +221,7 @@ class Tracer(Watch):
         done.marks, done.routings, done.chosen = notes.taken()
         done.end_ns = self._since = done.marks[-1]
         self._passes.append(done)
-        self._pass = self._state = None
+        self._pass = None
         self._held += self._pass_nbytes(len(done.tokens))
         if self._held > _HELD_NBYTES:
             self._flush()
@@ -213,23 +237,28 @@ class Tracer(Watch):
         """Remember it; what it is worth is worked out later."""
         self._picked = token, logprobs
 
-    def run_ends(self) -> None:
+    def run_ends(self, finish_reason: str, error: str = "") -> None:
         """Make the last rows, and the trace."""
-        last: list[Pass] = []
+        now = clock()
         if self._pass is not None:  # an error or a stop in its midst
-            self._notes.taken()
-            last = [replace(self._pass, start_ns=0)]
+            self._pass.marks, _, self._pass.chosen = self._notes.taken()
+            self._passes.append(self._pass)
         elif self._picked is not None:  # a last token never goes through the model
-            now, (token, logprobs) = clock(), self._picked
             self._spans.append((self._length, code(-1, "sample", "host"), self._since, now))
-            last = [_unrun(token, self._length, logprobs)]
-            self._since = now
+            self._passes.append(_unrun(self._picked, self._length))
+        self._since = now
         self._flush()
-        write_rows(self.recorder, last, self._spans, self.text)
-        self.trace = self.recorder.finish(record_ns=self._written_ns + self._noted_ns())
+        write_rows(self.recorder, [], self._spans, self.text)
+        self.trace = self.recorder.finish(
+            finish_reason=finish_reason,
+            error=error,
+            intercepted=",".join(self._intercepted),
+            record_ns=self._written_ns + self._noted_ns(),
+            **_held_by(self._state),
+        )
 
     def _flush(self) -> None:
-        start, passes, spans = clock(), self._passes, self._spans
+        start, passes, spans = self._since, self._passes, self._spans
         self._passes, self._spans, self._held = [], [], 0
         write_rows(self.recorder, passes, spans, self.text)
         now = clock()
@@ -245,7 +274,8 @@ class Tracer(Watch):
         return round(one * self.recorder.tables["spans"].rows)
 
 
-def _unrun(token: int, position: int, logprobs: np.ndarray) -> Pass:
+def _unrun(picked: tuple[int, np.ndarray], position: int) -> Pass:
+    token, logprobs = picked
     return Pass(
         phase="decode",
         tokens=[token],
@@ -268,11 +298,10 @@ def _asked_ns(passes: Sequence[Pass]) -> int:
     return total
 
 
-def _evaluate(result: Any) -> None:
-    """Wait for whatever is still to be computed or read in a result or a state."""
-    if isinstance(result, Fetched):
-        result.wait()
-        return
-    names = ("experts", "weights", "logits", "keys", "values", "conv", "recurrent")
-    parts = [result, *(getattr(result, name, None) for name in names)]
-    mx.eval([part for part in parts if isinstance(part, mx.array)])
+def _held_by(state: SequenceState | None) -> dict[str, int]:
+    """Bytes that a sequence holds at its end, with the room that its buffers have left."""
+    if state is None:
+        return {}
+    kept = [layer for layer in state.layers if isinstance(layer, AttentionState)]
+    kv_nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept)
+    return {"kv_nbytes": kv_nbytes, "recurrent_nbytes": state.nbytes - kv_nbytes}

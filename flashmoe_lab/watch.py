@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.state import SequenceState
 
 if TYPE_CHECKING:
@@ -21,8 +23,9 @@ class Watch:
 
     Attributes:
         listeners: stage path -> what is called with (result) right after the stage; a stage that is
-            not here is not told. Interventions have had their say before. A layer of which only
-            router, fetch and "block" (its end) are listened to may run in two native calls.
+            not here is not told. Interventions have had their say before. "block" is a layer's end.
+            A layer that is not in `layers_by_stage` may run in two native calls, which show router,
+            fetch and block alone.
         trace: what a tracer has made of it, once the run is over.
         record_nbytes: what the arrays that it keeps may take.
         every_stage: whether each stage must run on its own, not several in one native call.
@@ -50,14 +53,25 @@ class Watch:
     def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
         """The sampler has chosen a token."""
 
-    def run_ends(self) -> None:
-        """The run is over, well or not."""
+    def run_ends(self, finish_reason: str, error: str = "") -> None:
+        """The run is over; `finish_reason` is "stop", "length", "cancelled" or, with its words,
+        "error"."""
 
 
 def layers_by_stage(paths: Iterable[str]) -> frozenset[int]:
     """Of stages by path, the layers of those that a run in two native calls does not show."""
     parts = [path.split(".") for path in paths if path.startswith("layers.")]
     return frozenset(int(n) for _, n, name in parts if name not in ("router", "fetch", "block"))
+
+
+def finish(result: Any) -> None:
+    """Wait for whatever is still to be computed or read in a stage's result, or a layer's state."""
+    if isinstance(result, Fetched):
+        result.wait()
+        return
+    names = ("experts", "weights", "logits", "keys", "values", "conv", "recurrent")
+    parts = [result, *(getattr(result, name, None) for name in names)]
+    mx.eval([part for part in parts if isinstance(part, mx.array)])
 
 
 NOBODY = Watch()

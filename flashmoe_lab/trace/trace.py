@@ -76,7 +76,8 @@ class Trace:
 
     @property
     def mode(self) -> str:
-        """ "flow": speed is real; "stages": each stage's time is exact and the whole is slower."""
+        """ "flow": speed is real, unless arrays were kept; "stages": each stage's time is exact and
+        the whole is slower."""
         return self.facts["mode"]
 
     # What it took
@@ -103,8 +104,9 @@ class Trace:
         reads, facts = self.reads, self.facts
         dur = max(self.dur_ns, 1)
         lanes = ", ".join(f"{lane} {ns / dur:.0%}" for lane, ns in self.lane_ns.items() if ns)
+        arrays = f", {facts['arrays']} arrays kept" if facts.get("arrays") else ""
         return (
-            f"trace ({self.mode}): {len(self.tokens)} tokens in {dur / 1e9:.2f} s, "
+            f"trace ({self.mode}{arrays}): {len(self.tokens)} tokens in {dur / 1e9:.2f} s, "
             f"{len(self.routing):,} choices, {int((reads.nbytes > 0).sum()):,} reads of "
             f"{format_nbytes(int(reads.nbytes.sum()))}; spans explain {self.closure:.1%} of the "
             f"time ({lanes}); recording took {facts.get('record_ns', 0) / dur:.1%}"

@@ -5,6 +5,7 @@ import pytest
 
 import flashmoe_lab as fl
 from flashmoe_lab import kernels, tracing
+from flashmoe_lab.storage.blocks import ReadError
 from flashmoe_lab.storage.page_cache import evict, warm
 from flashmoe_lab.trace import Recorder
 from tests.trace.test_export import check_chrome
@@ -183,6 +184,7 @@ def test_a_stopped_run_keeps_its_record(open_engine, packed):
                 break
     tokens = run.trace.tokens
     assert 4 <= len(tokens) - 6 < 200 and tokens["id"][:6].tolist() == PROMPT
+    assert run.trace.facts["finish_reason"] == "cancelled" and not run.trace.facts["error"]
 
 
 def test_an_error_is_raised_and_the_record_kept(open_engine, packed):
@@ -194,7 +196,39 @@ def test_an_error_is_raised_and_the_record_kept(open_engine, packed):
         run = engine.stream_generate(PROMPT, 50, trace="flow")
         with engine.intercept("layers.2.router", fail), pytest.raises(FloatingPointError):
             run.wait()
-    assert len(run.trace.tokens) == 6 + 3 and set(run.trace.routing.token) == set(range(8))
+    trace, stats = run.trace, run.stats
+    assert len(trace.tokens) == 6 + 3 and set(trace.routing.token) == set(range(8))
+    assert trace.facts["finish_reason"] == "error" and trace.facts["intercepted"]
+    assert trace.facts["error"] == "FloatingPointError: enough"
+    # What the token in hand had done before it is there too.
+    assert set(trace.reads[trace.reads.token == 8].layer) == {0, 1}
+    assert trace.reads.nbytes.sum() == stats.prefill.read_nbytes + stats.decode.read_nbytes > 0
+    assert set(trace.spans[trace.spans.token == 8].layer) == {-1, 0, 1}
+
+
+def test_of_a_read_that_fails_the_others_are_kept(open_engine, packed, monkeypatch):
+    """A prompt's layer comes in three waves; the second cannot be read."""
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0) as engine:
+        submit, asked = engine.reader.submit, []
+
+        def second_fails(reads):
+            asked.append([read.expert for read in reads])
+            pending = submit(reads)
+            if len(asked) == 2:
+
+                def wait():
+                    raise ReadError(5, "the disk is gone")
+
+                monkeypatch.setattr(pending, "wait", wait)
+            return pending
+
+        monkeypatch.setattr(engine.reader, "submit", second_fails)
+        run = engine.stream_generate(PROMPT, 5, trace="flow")
+        with pytest.raises(ReadError):
+            run.wait()
+    reads = run.trace.reads
+    assert reads.expert.tolist() == asked[0] and (reads.source != "bank").all()
+    assert len(asked) == 2 and len(asked[0]) == 3
 
 
 @pytest.mark.parametrize("limit", ["rows in memory", "what is held for rows"])
@@ -224,11 +258,35 @@ def test_run_says_its_conditions(open_engine, packed):
             PROMPT, 3, trace="flow", num_experts_per_tok=2, seed=9, temperature=0.5
         ).wait()
         words = engine.summary(run)
+        dtype, conv = engine.model.dtype, engine.config.recurrent_nbytes(4)
+        kv = engine.config.kv_nbytes_per_token(4) * 256  # buffers grow by that many tokens
     facts = run.trace.facts
+    assert facts["finish_reason"] == "length" and facts["lossy"] == "K=2 of the model's 3"
+    assert facts["kernels"] == kernels.used() and f"mlx.core.{facts['activations']}" == str(dtype)
+    assert facts["kv_nbytes"] == kv and facts["recurrent_nbytes"] == conv
+    assert facts["intercepted"] == ""
     assert facts["num_experts_per_tok"] == 2 and facts["model_num_experts_per_tok"] == 3
     assert facts["seed"] == 9 and facts["threads"] == 3 and not facts["bank_keeps"]
     assert facts["prompt_tokens"] == 6 and facts["experts"] == "4 bits, group 64"
     assert "trace (flow): 9 tokens" in words and "spans explain" in words
+
+
+def test_the_bank_is_asked_when_the_run_begins(open_engine, packed, monkeypatch):
+    """Not by who asks for the run, while another may be changing it."""
+    with open_engine(packed("golden/hf", 4)) as engine:
+        contents, owned = engine.bank.contents, []
+
+        def watched():
+            owned.append(engine.bank.lock._is_owned())  # pyright: ignore
+            return contents()
+
+        monkeypatch.setattr(engine.bank, "contents", watched)
+        run = engine.stream_generate(PROMPT, 3, trace="flow")
+        assert owned == []
+        engine.generate(PROMPT, 3)
+        held = len(contents())
+        assert held > 0 and run.wait().trace.facts["bank_held"] == held
+    assert owned == [True]
 
 
 def test_trace_modes_are_checked_at_once(engine):
