@@ -17,6 +17,7 @@ from flashmoe_lab.plots.routing import (
     token_overlap,
     working_set,
 )
+from flashmoe_lab.plots.several import compare_runs
 from flashmoe_lab.plots.state import attention_map, delta_gates, memory_length, state_norm
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Plot",
     "attention_map",
     "bytes_per_token",
+    "compare_runs",
     "context_memory",
     "delta_gates",
     "draw_all",
