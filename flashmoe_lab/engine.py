@@ -224,6 +224,11 @@ class Engine:
             from flashmoe_lab.trace_setup import make_tracer
 
             watch = make_tracer(self, request, trace, record, record_gb)
+        elif record:
+            raise ValueError(
+                f"record={list(record)!r} without trace=: arrays are kept in a trace; "
+                "give trace='flow' or 'stages'"
+            )
 
         def work(run: Run) -> None:
             run.intercepted += self.model.intercepted
@@ -263,8 +268,9 @@ class Engine:
     ) -> Generator[Step, None, mx.array]:
         """Go through the model stage by stage in the calling thread, stopping after each with its
         result, which shows itself as a card."""
-        steps = self.model.step(self.encode(prompt), None, num_experts_per_tok)
-        return walk(steps, self.tokenizer)
+        state = self.model.empty_state()
+        steps = self.model.step(self.encode(prompt), state, num_experts_per_tok)
+        return walk(steps, state, self.tokenizer)
 
     def intercept(self, pattern: str, fn: Hook) -> AbstractContextManager[None]:
         """Within the `with`, see and replace results of stages: see `Model.intercept`."""

@@ -17,8 +17,10 @@ from flashmoe_lab.cards import card
 from flashmoe_lab.model import StageResult
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
+from flashmoe_lab.state import SequenceState
 from flashmoe_lab.tokenizer import Tokenizer
 from flashmoe_lab.units import format_nbytes
+from flashmoe_lab.watch import finish
 
 _LIKELY = 5  # tokens that the head's card names
 
@@ -60,27 +62,22 @@ class Step(StageResult):
 
 
 def walk(
-    steps: Generator[StageResult, None, mx.array], tokenizer: Tokenizer | None
+    steps: Generator[StageResult, None, mx.array],
+    state: SequenceState,
+    tokenizer: Tokenizer | None,
 ) -> Generator[Step, None, mx.array]:
-    """The same steps, each evaluated and timed."""
+    """The same steps, each evaluated and timed; `state` is the one that they move on."""
     while True:
         start = perf_counter_ns()
         try:
             step = next(steps)
         except StopIteration as stop:
             return stop.value
-        _evaluate(step.result)
+        finish(step.result)
+        if step.path.endswith(".mixer"):  # what it keeps for later tokens is its own work too
+            finish(state[int(step.path.split(".")[1])])
         dur_ns = perf_counter_ns() - start
         yield Step(path=step.path, result=step.result, dur_ns=dur_ns, tokenizer=tokenizer)
-
-
-def _evaluate(result: Any) -> None:
-    if isinstance(result, Routing):
-        mx.eval(result.logits, result.experts, result.weights)
-    elif isinstance(result, Fetched):
-        result.wait()
-    else:
-        mx.eval(result)
 
 
 def _array_rows(array: mx.array) -> dict[str, object]:

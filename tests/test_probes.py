@@ -94,5 +94,7 @@ def test_names_and_budget_are_checked_before_the_run(engine):
         engine.stream_generate(PROMPT, 2, trace="flow", record=["layers.*.mixer.mood"])
     with pytest.raises(ValueError, match=r"0\.\d\d GB of arrays, record_gb allows 0\.001"):
         engine.stream_generate(PROMPT, 500, trace="flow", record=["*"], record_gb=0.001)
+    with pytest.raises(ValueError, match=r"record=\['nonsense'\] without trace="):
+        engine.stream_generate(PROMPT, 2, record=["nonsense"])
     run = engine.stream_generate(PROMPT, 95, trace="flow", record=["layers.0.router.logits"])
     assert run.record_nbytes == 100 * engine.config.num_experts * 4

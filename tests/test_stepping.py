@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from flashmoe_lab import stepping
 from flashmoe_lab.stepping import Step
 
 IDS = [5, 17, 301]
@@ -27,6 +28,19 @@ def test_a_step_is_timed_and_of_its_stage(steps):
     assert all(step.dur_ns > 0 for step in found.values())
     logits = np.array(found["lm_head"].result)
     np.testing.assert_allclose(logits, engine.logits(IDS), atol=1e-5)
+
+
+def test_what_a_mixer_keeps_is_computed_in_its_time(packed, make_model, use_kernels, monkeypatch):
+    """Else the next stage's time would have it: states are lazy where MLX computes."""
+    use_kernels("mlx")
+    model, evaluated = make_model(packed("golden/hf")), []
+    monkeypatch.setattr(stepping, "finish", lambda result: evaluated.append(result))
+    state = model.empty_state()
+    for step in stepping.walk(model.step(IDS, state), state, None):
+        if step.path.endswith(".mixer"):
+            assert evaluated[-1] is state[int(step.path.split(".")[1])]
+        else:
+            assert evaluated[-1] is step.result
 
 
 def test_the_routers_card(steps):
