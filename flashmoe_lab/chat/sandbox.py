@@ -36,7 +36,7 @@ from jinja2.utils import Namespace
 
 BUDGET, BUDGET_PER_GIVEN = 1 << 26, 32
 LARGEST, LARGEST_PER_GIVEN = 1 << 22, 4
-_ITEM = 8  # what a place in a list counts, as against a character
+_ITEM, _PIECE = 32, 8  # what a place in a list, and a piece of output, count in characters
 _INT_BITS = 4096
 _WIDTH, _INDENT = 999, 16
 _NO_CONTEXT: Any = None
@@ -142,7 +142,7 @@ class Environment(ImmutableSandboxedEnvironment):
             # Without what the compiler adds for functions that take the context.
             given = {key: value for key, value in kwargs.items() if not key.startswith("_")}
             if name == "join":
-                return __self.joined(*args, between=str(owner), **given)
+                return __self.joined(_texts(*args, **given), str(owner))
             return __self._replace(owner, *args, **given)
         result = super().call(__context, __obj, *args, **kwargs)
         return result if isinstance(owner, Mapping) else __self.made(result)
@@ -236,7 +236,7 @@ class _Generator(CodeGenerator):
 
     def visit_Output(self, node: nodes.Output, frame: Frame) -> None:
         fixed = sum(len(c.data) for c in node.nodes if isinstance(c, nodes.TemplateData))
-        self.writeline(f"environment.pay({fixed + _ITEM * len(node.nodes)})")
+        self.writeline(f"environment.pay({fixed + _PIECE * len(node.nodes)})")
         super().visit_Output(node, frame)
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
@@ -323,6 +323,14 @@ class _Dict:
         for key in keys:
             made[key] = value
         return made
+
+
+def _texts(parts: Iterable[Any]) -> list[str]:
+    texts = list(parts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"join: item {number} is a {type(text).__name__}, not text")
+    return texts
 
 
 def _check_name(name: Any) -> None:
