@@ -9,6 +9,7 @@ that every figure has something to show. Pictures are 800 pixels wide.
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -66,6 +67,12 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "token_strip_entropy": ('token_strip(trace, by="entropy")', "Which were hard to foresee."),
         "token_strip_bytes": ('token_strip(trace, by="bytes")', "Which had to read."),
     },
+    "Several runs": {
+        "compare_runs": (
+            'compare_runs({"one": trace, "other": trace_b})',
+            "What a setting changed: here the size of the bank.",
+        ),
+    },
     "Memory and state": {
         "memory_budget": ("memory_budget(trace)", "What the run holds."),
         "context_memory": ("context_memory(trace)", "What a longer context would take."),
@@ -84,28 +91,33 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--bank-gb", type=float, default=0.008)
     options = parser.parse_args()
-    trace = _record(options)
+    trace = _record(options.model, options.max_tokens, options.bank_gb, "stages", RECORD)
+    banks = {f"bank of {gb * 1e3:g} MB": gb for gb in (options.bank_gb / 4, options.bank_gb, 4.0)}
+    banks = dict(zip([*list(banks)[:2], "all in the bank"], banks.values(), strict=True))
+    several = {n: _record(options.model, options.max_tokens, gb, "flow") for n, gb in banks.items()}
     images = HERE / "images" / "gallery"
     images.mkdir(parents=True, exist_ok=True)
-    for name, draw in FIGURES.items():
-        file = draw(trace).save(images / f"{name}.png", dpi=100)
+    drawn = {name: draw(trace) for name, draw in FIGURES.items()}
+    for name, plot in (drawn | {"compare_runs": fl.plots.compare_runs(several)}).items():
+        file = plot.save(images / f"{name}.png", dpi=100)
         with Image.open(file) as image:  # 128 colours are enough, and a third of the bytes
             image.convert("RGB").quantize(128).save(file, optimize=True)
     (HERE / "gallery.md").write_text(_page(trace))
     print(trace.summary())
 
 
-def _record(options: argparse.Namespace) -> fl.Trace:
+def _record(
+    model: str, max_tokens: int, bank_gb: float, mode: str, record: Sequence[str] = ()
+) -> fl.Trace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        engine = fl.load(options.model, bank_gb=options.bank_gb)
+        engine = fl.load(model, bank_gb=bank_gb)
     with engine:
         engine.generate(PROMPT, 4)  # what is made at the first token is no part of a text's time
         engine.bank.forget(engine.bank.contents())
         for layer in engine.checkpoint.layers:
             evict(layer.path)
-        run = engine.stream_generate(PROMPT, options.max_tokens, trace="stages", record=RECORD)
-        trace = run.wait().trace
+        trace = engine.stream_generate(PROMPT, max_tokens, trace=mode, record=record).wait().trace
     assert trace is not None
     return trace
 
@@ -129,7 +141,9 @@ def _page(trace: fl.Trace) -> str:
         "It shows what figures look like, not how fast a machine is.",
         "",
     ]
-    missing = set(FIGURES) - {name for figures in SECTIONS.values() for name in figures}
+    missing = {*FIGURES, "compare_runs"} - {
+        name for figures in SECTIONS.values() for name in figures
+    }
     assert not missing, missing
     for title, figures in SECTIONS.items():
         lines += [f"## {title}", ""]

@@ -46,6 +46,8 @@ def compare_runs(traces: Mapping[str, Trace]) -> Plot:
             share = 100 * np.arange(1, len(values) + 1) / len(values)
             ax.step(values, share, where="post", color=colour)
             ax.axvline(values.mean(), color=colour, linewidth=0.8, linestyle=":")
+        if column == "ms":  # a single slow token would press all others into a line
+            ax.set_xscale("log")
         ax.set_xlabel(f"{unit} (dotted: mean)")
         ax.set_ylabel("% of tokens at most")
         ax.set_ylim(0, 101)
