@@ -88,6 +88,7 @@ void exact_one(const Matrix& m, const float* x, int64_t first, int64_t last, flo
     F total[kExactRows];
     for (int i = 0; i < kExactRows; ++i) {
       row[i].open(m, smaller(r + i, last - 1));
+      ask_for_row(m, r + i + rows_ahead(m));
       total[i] = zero();
     }
     for (int64_t b = 0; b < whole; ++b)

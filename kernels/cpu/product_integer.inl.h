@@ -86,6 +86,7 @@ struct Integer {
     auto* scales = static_cast<float*>(scratch(Piece::numbers, 8 * room));
     const auto* values = static_cast<const int16_t*>(x.values);
     for (int64_t r = first; r < last; ++r) {
+      ask_for_row(m, r + rows_ahead(m));
       const F bias = row_scales(m, x, r, scales, scales + room);
       const uint8_t* codes = m.weight + r * m.row_nbytes();
       F total = zero();

@@ -109,6 +109,24 @@ Row prepare(const Matrix& m, bool integer, const float* x, void* memory) {
   return integer ? prepare_integer(m, x, memory) : prepare_exact(m, x, memory);
 }
 
+// Ask for a row some kilobytes before its turn, all of it at once and into the second-level cache.
+// While codes are unpacked too few loads are under way to keep memory busy; asked for one by one, or
+// into the first level, they come no sooner.
+inline int64_t rows_ahead(const Matrix& m) { return 8192 / m.row_nbytes() + 1; }
+
+inline void ask_for(const uint8_t* p, int64_t nbytes) {
+  asm volatile("");  // GCC drops calls of a function that only prefetches
+  for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+inline void ask_for_row(const Matrix& m, int64_t row) {
+  if (!m.bits || m.bits == 8) return;  // the processor asks for these by itself, and better
+  ask_for(m.weight + row * m.row_nbytes(), m.row_nbytes());
+  const int64_t nbytes = m.groups() * nbytes_of(m.kind);
+  ask_for(m.scales + row * nbytes, nbytes);
+  ask_for(m.biases + row * nbytes, nbytes);
+}
+
 // A row's scales or biases, one a span, zeros after them.
 inline void spread_numbers(const Matrix& m, const uint8_t* numbers, int64_t row, float* out) {
   const int64_t groups = m.groups(), times = m.group / m.span(), room = span_room(m);
