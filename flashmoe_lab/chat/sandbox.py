@@ -130,7 +130,8 @@ class Environment(ImmutableSandboxedEnvironment):
             if left.bit_length() * right > _INT_BITS:
                 raise TooLarge(f"it computes with integers of more than {_INT_BITS} bits")
         elif operator == "%" and isinstance(left, str):
-            if re.search(r"%[^a-zA-Z%]*(\*|\d{4})", left):
+            # A width follows the % or, where there are names, the name's bracket.
+            if re.search(("[%)]" if "%(" in left else "%") + r"[^a-zA-Z%)]*(\*|\d{4})", left):
                 raise TooLarge(f"it formats with a width above {_WIDTH}")
             self._expect(len(left) + left.count("%") * (self._weigh(right) + _WIDTH))
         return self.made(super().call_binop(context, operator, left, right))
