@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from flashmoe_lab.stages.expert_fetch import Fetched
@@ -142,33 +143,40 @@ def _add_routings(recorder: Recorder, group: Sequence[tuple[int, int, Routing]])
     if not group:
         return
     sizes = [routing.experts.shape[0] for _, _, routing in group]
-    experts = _joined(routing.experts for _, _, routing in group)  # [rows, K]
-    weights = _joined(routing.weights for _, _, routing in group)
-    p = _softmax(_joined(routing.logits for _, _, routing in group))  # [rows, E]
+    experts = _joined((routing.experts for _, _, routing in group), mx.int32)  # [rows, K]
+    weights = _joined((routing.weights for _, _, routing in group), mx.float32)
+    p = _softmax(_joined((routing.logits for _, _, routing in group), mx.float32))  # [rows, E]
     chosen = np.take_along_axis(p, experts, -1)
     rows, k = experts.shape
     begins = np.array([position for position, _, _ in group]) - np.cumsum([0, *sizes[:-1]])
     token = np.repeat(begins, sizes) + np.arange(rows)
-    recorder.tables["routing"].extend(
-        rows * k,
-        token=np.repeat(token, k),
-        layer=np.repeat([layer for _, layer, _ in group], np.array(sizes) * k),
-        rank=np.tile(np.arange(k), rows),
-        expert=experts.ravel(),
-        probability=_rounded(chosen.ravel()),
-        weight=_rounded(weights.ravel()),
-        margin=np.repeat(_margin(p, experts, chosen), k),
-        entropy=np.repeat(_entropy(p), k),
-    )
+    columns = {
+        "token": np.repeat(token, k),
+        "layer": np.repeat([layer for _, layer, _ in group], np.array(sizes) * k),
+        "rank": np.tile(np.arange(k), rows),
+        "expert": experts.ravel(),
+        "probability": _rounded(chosen.ravel()),
+        "weight": _rounded(weights.ravel()),
+        "margin": np.repeat(_rounded(_margin(p, experts, chosen)), k),
+        "entropy": np.repeat(_rounded(_entropy(p)), k),
+    }
+    # Where an intervention leaves a token fewer experts, the places repeat the first for nothing.
+    empty = ((weights == 0) & (experts == experts[:, :1])).ravel() & (columns["rank"] > 0)
+    if empty.any():
+        columns = {name: values[~empty] for name, values in columns.items()}
+    recorder.tables["routing"].extend(len(columns["token"]), **columns)
 
 
-def _joined(arrays: Iterable[Any]) -> np.ndarray:
-    """Evaluated arrays [T, n] one under another, by their bytes: hundreds of small ones a flush."""
-    views = [memoryview(array) for array in arrays]
+def _joined(arrays: Iterable[mx.array], dtype: mx.Dtype) -> np.ndarray:
+    """Evaluated arrays [T, n] one under another, by their bytes: hundreds of small ones a flush.
+
+    A hook may have given them any type.
+    """
+    cast = [array if array.dtype == dtype else array.astype(dtype) for array in arrays]
+    views: list[Any] = [memoryview(array) for array in cast]  # pyright: ignore
     if not all(view.c_contiguous for view in views):
         return np.concatenate([np.array(view) for view in views])
-    flat = np.frombuffer(b"".join(views), views[0].format)
-    return flat.reshape(-1, views[0].shape[1])  # pyright: ignore[reportOptionalSubscript]
+    return np.frombuffer(b"".join(views), views[0].format).reshape(-1, views[0].shape[1])
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -1,10 +1,14 @@
 """A recorded run: the record is true, and the run is the same as without it."""
 
+from dataclasses import replace
+
+import mlx.core as mx
 import numpy as np
 import pytest
 
 import flashmoe_lab as fl
 from flashmoe_lab import kernels, tracing
+from flashmoe_lab.interventions import by_mass
 from flashmoe_lab.storage.blocks import ReadError
 from flashmoe_lab.storage.page_cache import evict, warm
 from flashmoe_lab.trace import Recorder
@@ -204,6 +208,39 @@ def test_an_error_is_raised_and_the_record_kept(open_engine, packed):
     assert set(trace.reads[trace.reads.token == 8].layer) == {0, 1}
     assert trace.reads.nbytes.sum() == stats.prefill.read_nbytes + stats.decode.read_nbytes > 0
     assert set(trace.spans[trace.spans.token == 8].layer) == {-1, 0, 1}
+
+
+def test_a_hook_may_give_other_types(open_engine, packed, kernel_set):
+    def other(routing, path):
+        logits = routing.logits.astype(mx.float16) if kernel_set == "mlx" else routing.logits
+        return replace(routing, experts=routing.experts.astype(mx.int64), logits=logits)
+
+    with open_engine(packed("golden/hf", 4)) as engine:
+        right = _run(engine, "flow").trace.routing
+        with engine.intercept("layers.2.router", other):
+            run = _run(engine, "flow")
+            assert run.tokens == _run(engine).tokens
+    found = run.trace.routing
+    first = right.token < 6  # later ones may go elsewhere: the weights are rounded
+    assert found[first].expert.tolist() == right[first].expert.tolist()
+    assert np.allclose(found[first].weight, right[first].weight, atol=1e-3)
+
+
+def test_places_that_an_intervention_leaves_empty_have_no_rows(open_engine, packed):
+    counts = []
+
+    def fewer(routing, path):
+        left = by_mass(0.6)(routing, path)
+        counts.extend((np.array(left.weights) > 0).sum(-1).tolist())
+        return left
+
+    with open_engine(packed("golden/hf", 4)) as engine:
+        with engine.intercept("layers.1.router", fewer):
+            routing = engine.stream_generate(PROMPT, 1, trace="flow").wait().trace.routing
+    layer = routing[routing.layer == 1].groupby("token")
+    assert set(counts) == {1, 2} and layer.size().tolist() == counts
+    assert (layer.expert.nunique() == layer.size()).all()
+    assert np.allclose(layer.weight.sum(), 1, atol=1e-4) and (routing.weight > 0).all()
 
 
 def test_of_a_read_that_fails_the_others_are_kept(open_engine, packed, monkeypatch):
