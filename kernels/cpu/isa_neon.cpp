@@ -1,5 +1,7 @@
 // AArch64: NEON is part of the baseline.
 #if defined(__aarch64__)
+#include <arm_neon.h>
+
 #include <cmath>
 #include <cstring>
 

@@ -1,148 +1,144 @@
-// Sixteen float lanes and 64 bytes of codes in plain C++: the form that every machine has.
-
-
-
+// Sixteen float lanes and 64 bytes of codes in four NEON registers each.
 struct F {
-  float v[16];
+  float32x4_t v[4];
 };
 struct I {
-  int32_t v[16];
+  int32x4_t v[4];
+};
+struct Bytes {
+  uint8x16_t v[4];
 };
 
+template <class Out, class Op>
+inline Out four_of(Op op) {
+  return Out{{op(0), op(1), op(2), op(3)}};
+}
 template <class Op>
 inline F each(Op op) {
-  F out;
-  for (int i = 0; i < 16; ++i) out.v[i] = op(i);
-  return out;
+  return four_of<F>(op);
 }
 
-inline F zero() { return each([](int) { return 0.0f; }); }
-inline F all(float x) { return each([=](int) { return x; }); }
-inline F load(const float* p) { return each([=](int i) { return p[i]; }); }
-inline void store(float* p, const F& a) { std::memcpy(p, a.v, sizeof a.v); }
-inline F add(const F& a, const F& b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
-inline F sub(const F& a, const F& b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
-inline F mul(const F& a, const F& b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
-inline F div(const F& a, const F& b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
-inline F fma(const F& a, const F& b, const F& c) {
-  return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+inline F all(float x) { return each([=](int) { return vdupq_n_f32(x); }); }
+inline F zero() { return all(0.0f); }
+inline F load(const float* p) { return each([=](int i) { return vld1q_f32(p + 4 * i); }); }
+inline void store(float* p, const F& a) {
+  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
 }
+inline F add(const F& a, const F& b) {
+  return each([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
+}
+inline F sub(const F& a, const F& b) {
+  return each([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
+}
+inline F mul(const F& a, const F& b) {
+  return each([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
+}
+inline F div(const F& a, const F& b) {
+  return each([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
+}
+inline F fma(const F& a, const F& b, const F& c) {
+  return each([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
+}
+// As on x86 the second operand is taken where one is NaN, which exp relies on.
 inline F max(const F& a, const F& b) {
-  return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  return each([&](int i) { return vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
 }
 inline F min(const F& a, const F& b) {
-  return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  return each([&](int i) { return vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
 }
-inline F abs(const F& a) { return each([&](int i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; }); }
-inline F root(const F& a) { return each([&](int i) { return std::sqrt(a.v[i]); }); }
-inline F round(const F& a) { return each([&](int i) { return std::nearbyint(a.v[i]); }); }
-// 2^n for whole n in [-126, 127]
+inline F abs(const F& a) { return each([&](int i) { return vabsq_f32(a.v[i]); }); }
+inline F root(const F& a) { return each([&](int i) { return vsqrtq_f32(a.v[i]); }); }
+inline F round(const F& a) { return each([&](int i) { return vrndnq_f32(a.v[i]); }); }
 inline F power(const F& n) {
   return each([&](int i) {
-    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
+    const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n.v[i]), vdupq_n_s32(127));
+    return vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23));
   });
 }
 inline float sum(const F& a) {
-  float s[16];
-  std::memcpy(s, a.v, sizeof s);
-  for (int n = 8; n; n /= 2)
-    for (int i = 0; i < n; ++i) s[i] += s[i + n];
-  return s[0];
+  const float32x4_t s = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+  return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
 }
 inline float largest(const F& a) {
-  float best = a.v[0];
-  for (int i = 1; i < 16; ++i) best = a.v[i] > best ? a.v[i] : best;
-  return best;
+  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
 }
-// p[lane * count / 16]
 template <int count>
 inline F spread(const float* p) {
-  return each([=](int i) { return p[i * count / 16]; });
+  if constexpr (count == 8)
+    return each([=](int i) {
+      return vcombine_f32(vdup_n_f32(p[2 * i]), vdup_n_f32(p[2 * i + 1]));
+    });
+  return each([=](int i) { return vdupq_n_f32(p[i * count / 4]); });
 }
 
-inline F load_f32(const void* p) {
-  F out;
-  std::memcpy(out.v, p, sizeof out.v);
-  return out;
-}
+inline F load_f32(const void* p) { return load(static_cast<const float*>(p)); }
 inline F load_bf16(const void* p) {
-  uint16_t half[16];
-  std::memcpy(half, p, sizeof half);
-  return each([&](int i) {
-    const uint32_t bits = static_cast<uint32_t>(half[i]) << 16;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
+  const auto* half = static_cast<const uint16_t*>(p);
+  return each([=](int i) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(half + 4 * i), 16));
   });
 }
 inline F load_f16(const void* p) {
-  uint16_t half[16];
-  std::memcpy(half, p, sizeof half);
-  return each([&](int i) { return half_to_float(half[i]); });
+  const auto* half = static_cast<const uint16_t*>(p);
+  return each([=](int i) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(half + 4 * i)));
+  });
 }
 
-// 64 bytes, seen as 32 words of 16 bits or 16 of 32.
-struct Bytes {
-  uint8_t v[64];
-};
 inline Bytes load_bytes(const void* p) {
-  Bytes out;
-  std::memcpy(out.v, p, 64);
-  return out;
+  const auto* at = static_cast<const uint8_t*>(p);
+  return four_of<Bytes>([=](int i) { return vld1q_u8(at + 16 * i); });
+}
+inline const Bytes& held(const Bytes& b) { return b; }
+inline void store_bytes(void* p, const Bytes& b) {
+  for (int i = 0; i < 4; ++i) vst1q_u8(static_cast<uint8_t*>(p) + 16 * i, b.v[i]);
 }
 template <int bits>
 inline Bytes unpack(const uint8_t* p) {
-  Bytes out;
-  for (int q = 0; q < 8; ++q) {
-    const uint64_t codes = spread_codes<bits>(eight_codes<bits>(p, q));
-    std::memcpy(out.v + 8 * q, &codes, 8);
-  }
-  return out;
+  if constexpr (bits == 8) return load_bytes(p);
+  return four_of<Bytes>([=](int i) {
+    const uint64_t low = spread_codes<bits>(eight_codes<bits>(p, 2 * i));
+    const uint64_t high = spread_codes<bits>(eight_codes<bits>(p, 2 * i + 1));
+    return vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(low), vcreate_u64(high)));
+  });
 }
-// The k-th byte of every 32-bit word, as floats.
 template <int k, int bits>
 inline F byte_floats(const Bytes& b) {
-  return each([&](int i) { return static_cast<float>(b.v[4 * i + k]); });
+  return each([&](int i) {
+    const uint32x4_t word = vreinterpretq_u32_u8(b.v[i]);
+    const uint32x4_t byte = vshlq_u32(word, vdupq_n_s32(-8 * k));
+    return vcvtq_f32_u32(vandq_u32(byte, vdupq_n_u32(255)));
+  });
 }
-// The field at `shift` of every 16-bit word, as 16-bit words.
 template <int shift, int bits>
 inline Bytes field(const Bytes& b) {
-  Bytes out;
-  for (int i = 0; i < 32; ++i) {
-    uint16_t w;
-    std::memcpy(&w, b.v + 2 * i, 2);
-    w = static_cast<uint16_t>(w >> shift & ((1 << bits) - 1));
-    std::memcpy(out.v + 2 * i, &w, 2);
-  }
-  return out;
+  return four_of<Bytes>([&](int i) {
+    const uint16x8_t word = vshlq_u16(vreinterpretq_u16_u8(b.v[i]), vdupq_n_s16(-shift));
+    return vreinterpretq_u8_u16(vandq_u16(word, vdupq_n_u16((1 << bits) - 1)));
+  });
 }
-inline const Bytes& held(const Bytes& b) { return b; }
-inline void store_bytes(void* p, const Bytes& b) { std::memcpy(p, b.v, 64); }
-constexpr bool has_digits = false;  // products of bytes that are exact
+constexpr bool has_digits = false;  // codes of 8 bits do not fit the signed product of bytes
 inline I dot_bytes(const Bytes&, const Bytes&, const I& c) { return c; }
 inline I times_256(const I& a) { return a; }
 template <int shift, int bits>
 inline Bytes byte_field(const Bytes& b) {
   return b;
 }
-inline I no_ints() { return I{}; }
-// c + a * b of 16-bit words, the two of each 32-bit lane added up
-inline I dot(const Bytes& a, const Bytes& x, const I& c) {
-  int16_t w[32], b[32];
-  std::memcpy(w, a.v, 64);
-  std::memcpy(b, x.v, 64);
-  I out;
-  for (int i = 0; i < 16; ++i)
-    out.v[i] = c.v[i] + w[2 * i] * b[2 * i] + w[2 * i + 1] * b[2 * i + 1];
-  return out;
+inline I no_ints() {
+  return four_of<I>([](int) { return vdupq_n_s32(0); });
 }
-inline F floats(const I& a) { return each([&](int i) { return static_cast<float>(a.v[i]); }); }
-// Whole numbers to int16.
+inline I dot(const Bytes& a, const Bytes& b, const I& c) {
+  return four_of<I>([&](int i) {
+    const int16x8_t x = vreinterpretq_s16_u8(a.v[i]), y = vreinterpretq_s16_u8(b.v[i]);
+    const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y));
+    const int32x4_t high = vmull_high_s16(x, y);
+    return vaddq_s32(c.v[i], vpaddq_s32(low, high));
+  });
+}
+inline F floats(const I& a) { return each([&](int i) { return vcvtq_f32_s32(a.v[i]); }); }
 inline void store_words(int16_t* p, const F& a) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(a.v[i]);
+  for (int i = 0; i < 4; ++i) vst1_s16(p + 4 * i, vqmovn_s32(vcvtnq_s32_f32(a.v[i])));
 }
 
 constexpr bool has_table = false;
