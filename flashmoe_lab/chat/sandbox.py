@@ -35,7 +35,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
 BUDGET, BUDGET_PER_GIVEN = 1 << 26, 32
-LARGEST, LARGEST_PER_GIVEN = 1 << 22, 4
+LARGEST, LARGEST_PER_GIVEN = 1 << 20, 4
 _ITEM, _PIECE = 32, 8  # what a place in a list, and a piece of output, count in characters
 _INT_BITS = 4096
 _WIDTH, _INDENT = 999, 16
@@ -61,7 +61,7 @@ class Environment(ImmutableSandboxedEnvironment):
     """Compiles templates whose renders keep to a budget; `budget` must be called before each, in
     the thread that renders."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self) -> None:
         self._ledger = threading.local()
@@ -81,6 +81,7 @@ class Environment(ImmutableSandboxedEnvironment):
             "sum": self._sum, "tojson": _to_json, "format": self._format,
             "round": _round_filter(self.filters["round"]),
         }  # fmt: skip
+        self.tests["divisibleby"] = _divisible
         for name, function in self.filters.items():
             if name not in _FREE_FILTERS:
                 self.filters[name] = self._paying(function)
@@ -118,17 +119,14 @@ class Environment(ImmutableSandboxedEnvironment):
         return self.made(between.join(texts))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """+, *, ** and %, where the result is not too large."""
-        for value in (left, right):
-            if isinstance(value, int) and value.bit_length() > _INT_BITS:
-                raise TooLarge(f"it computes with integers of more than {_INT_BITS} bits")
+        """Arithmetic, where neither the numbers nor the result are too large."""
+        _check_bits(left, right)
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
                     self._expect(self._weigh(value) * max(times, 0))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            if left.bit_length() * right > _INT_BITS:
-                raise TooLarge(f"it computes with integers of more than {_INT_BITS} bits")
+            _check_bits(left, bits=left.bit_length() * right)
         elif operator == "%" and isinstance(left, str):
             # A width follows the % or, where there are names, the name's bracket.
             if re.search(("[%)]" if "%(" in left else "%") + r"[^a-zA-Z%)]*(\*|\d{4})", left):
@@ -324,6 +322,17 @@ class _Dict:
         for key in keys:
             made[key] = value
         return made
+
+
+def _divisible(value: int, num: int) -> bool:
+    _check_bits(value, num)
+    return value % num == 0
+
+
+def _check_bits(*values: Any, bits: int = 0) -> None:
+    bits = max([bits, *(value.bit_length() for value in values if isinstance(value, int))])
+    if bits > _INT_BITS:
+        raise TooLarge(f"it computes with integers of more than {_INT_BITS} bits")
 
 
 def _texts(parts: Iterable[Any]) -> list[str]:

@@ -49,7 +49,7 @@ def stopped(template: str, deadline_s: float = 10.0) -> str:
         "{% set s = 'a' * 1000000 %}{% for i in range(100000) %}{{ s }}{% endfor %}",
         "{{ ('a\\n' * 100000) | indent(999) }}",
         "{{ ('a\\n' * 1000) | indent('b' * 100000) }}",
-        "{% macro f(x) %}{% set y = x[1:] %}{{ f(y) }}{% endmacro %}{{ f('a' * 4000000) }}",
+        "{% macro f(x) %}{% set y = x[1:] %}{{ f(y) }}{% endmacro %}{{ f('a' * 1000000) }}",
         TWICE.replace("%s", "x" * 99),
         "{% macro f() %}" + TWICE.replace("%s", "x" * 99) + "{% endmacro %}{{ f() }}",
         "{% set a %}" + TWICE.replace("%s", "x" * 99) + "{% endset %}",
@@ -67,6 +67,8 @@ def test_what_is_built_is_bounded(template):
         ("{% set n = namespace(i=9) %}{% for i in range(99) %}{% set n.i = n.i * n.i %}{%endfor%}",
          "bits"),
         ("{{ 2 ** 1000000000 }}", "bits"),
+        ("{{ (('f' * 9999) | int(0, 16)) // (('f' * 5000) | int(0, 16)) }}", "bits"),
+        ("{{ (('f' * 9999) | int(0, 16)) is divisibleby(7) }}", "bits"),
         ("{{ '%1000000000d' % 1 }}", "width"),
         ("{{ '%*d' % (10**9, 1) }}", "width"),
         ("{{ '%(a)1000000000d' % {'a': 1} }}", "width"),
@@ -102,7 +104,7 @@ def test_what_grows_or_nests_is_refused(template, reason):
     [
         TWICE.replace("%s", ""),
         TWICE.replace("%s", "{% if i in (1, 2) and j == -1 %}{% endif %}"),
-        "{% set l = range(100000) | list %}{{ range(100000) | select('in', l) | list }}",
+        "{% set l = range(20000) | list %}{{ range(20000) | select('in', l) | list }}",
         "{% set l = range(0, 99999 * (2**61 - 1), 2**61 - 1) %}{{ dict.fromkeys(l) | length }}",
         "{% set l = range(0, 99999 * (2**61 - 1), 2**61 - 1) %}{{ l | unique | list | length }}",
     ],
@@ -147,6 +149,8 @@ def test_what_is_internal_is_out_of_reach(template):
         ("{{ '%s-%03d' % ('a', 7) }}{{ '%s' | format('b') }}{{ '{:>4}'.format(1) }}", "a-007b   1"),
         ("{{ 'aaa' | replace('a', 'b', 2) }}{{ '-' * 3 }}{{ 2 ** 10 }}{{ 1.26 | round(1) }}",
          "bba---10241.3"),
+        ("{{ 7 // 2 }}{{ 7 - 2 }}{{ 6 / 4 }}{{ 7 % 4 }}{{ 2.5 * 2 }}{{ 6 is divisibleby(3) }}",
+         "351.535.0True"),
         ("{{ {'a': 'ü<'} | tojson }}{{ [1] | tojson(indent=1) }}", '{"a": "ü<"}[\n 1\n]'),
         ("{{ [1] | tojson(separators=(',', ':'), ensure_ascii=true) }}", "[1]"),
         ("{% set n = namespace(a=1) %}{% set n.a = n.a + 1 %}{{ n.a }}{{ dict(x=1).x }}", "21"),
@@ -161,9 +165,9 @@ def test_what_templates_need_works(template, text):
 
 
 def test_a_render_leaves_nothing_for_the_next():
-    chat = ChatTemplate("{{ messages[0].content * 4000000 }}")
-    for _ in range(30):  # more together than one render may build
-        assert len(chat.render([{"role": "user", "content": "a"}])) == 4000000
+    chat = ChatTemplate("{{ messages[0].content * 1000000 }}")
+    for _ in range(99):  # more together than one render may build
+        assert len(chat.render([{"role": "user", "content": "a"}])) == 1000000
 
 
 def test_long_chats_are_no_attack():
