@@ -4,6 +4,7 @@ Other tools read the files as they lie. Columns that a newer minor version added
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def read_table(file: Path) -> pd.DataFrame:
             "use the flashmoe_lab that wrote it"
         )
     return table.to_pandas()
+
+
+def rows(file: Path) -> int:
+    """How many rows a table has."""
+    return pq.read_metadata(file).num_rows
+
+
+def read_parts(file: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Some columns of a table, a group of rows at a time."""
+    with pq.ParquetFile(file) as content:
+        for group in range(content.num_row_groups):
+            yield content.read_row_group(group, list(columns)).to_pandas()
 
 
 def _metadata(name: str) -> dict[str, Any]:

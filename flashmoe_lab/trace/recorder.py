@@ -61,7 +61,7 @@ class Recorder:
             name: table.finish() for name, table in self.tables.items()
         }
         tables["run"] = pd.DataFrame([self.facts])
-        arrays = {name: _joined(parts) for name, parts in self.arrays.items()}
+        arrays = {name: _joined(self.arrays.pop(name)) for name in list(self.arrays)}
         return Trace(tables, arrays, keep=self._folder)
 
 
@@ -74,10 +74,16 @@ class _Folder:
 
 
 def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and rows of all parts; a last axis that grew is filled up with zeros."""
+    """Positions and rows of all parts; a last axis that grew is filled up with zeros.
+
+    The parts are used up meanwhile, so that little is in memory twice.
+    """
+    positions = np.concatenate([positions for positions, _ in parts])
     longest = max(rows.shape[-1] for _, rows in parts)
-    filled = [
-        np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, longest - rows.shape[-1])])
-        for _, rows in parts
-    ]
-    return np.concatenate([positions for positions, _ in parts]), np.concatenate(filled)
+    whole = np.zeros((len(positions), *parts[0][1].shape[1:-1], longest), parts[0][1].dtype)
+    end = len(whole)
+    while parts:
+        rows = parts.pop()[1]
+        whole[end - len(rows) : end, ..., : rows.shape[-1]] = rows
+        end -= len(rows)
+    return positions, whole

@@ -3,7 +3,10 @@
 A trace knows no engine: it can be read on a machine that has neither the model nor MLX.
 """
 
-from collections.abc import Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -13,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from flashmoe_lab.trace import parquet
-from flashmoe_lab.trace.schema import TABLES
+from flashmoe_lab.trace.schema import LANES, TABLES
 from flashmoe_lab.units import format_nbytes
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -43,6 +46,18 @@ class Trace:
     def _frame(self, name: str) -> pd.DataFrame:
         table = self._tables[name]
         return parquet.read_table(table) if isinstance(table, Path) else table
+
+    def _parts(self, name: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+        """A table in parts that fit memory, without keeping any."""
+        table = self._tables[name]
+        if name in self.__dict__ or not isinstance(table, Path):
+            yield getattr(self, name)
+        else:
+            yield from parquet.read_parts(table, columns)
+
+    def _rows(self, name: str) -> int:
+        table = self._tables[name]
+        return parquet.rows(table) if isinstance(table, Path) else len(table)
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
@@ -90,9 +105,12 @@ class Trace:
     @cached_property
     def lane_ns(self) -> dict[str, int]:
         """Time by kind: compute, wait, io, host."""
-        spans = self.spans
-        dur = (spans.end_ns - spans.start_ns).groupby(spans.lane, observed=False).sum()
-        return {str(lane): int(ns) for lane, ns in dur.items()}
+        sums: dict[str, int] = dict.fromkeys(LANES, 0)
+        for spans in self._parts("spans", ["lane", "start_ns", "end_ns"]):
+            dur = (spans.end_ns - spans.start_ns).groupby(spans.lane, observed=True).sum()
+            for lane, ns in dur.items():
+                sums[str(lane)] += int(ns)
+        return sums
 
     @property
     def closure(self) -> float:
@@ -101,14 +119,18 @@ class Trace:
 
     def summary(self) -> str:
         """One line: what the record holds, and what it cost."""
-        reads, facts = self.reads, self.facts
+        facts = self.facts
+        reads = read_nbytes = 0
+        for part in self._parts("reads", ["nbytes"]):
+            reads += int((part.nbytes > 0).sum())
+            read_nbytes += int(part.nbytes.sum())
         dur = max(self.dur_ns, 1)
         lanes = ", ".join(f"{lane} {ns / dur:.0%}" for lane, ns in self.lane_ns.items() if ns)
         arrays = f", {facts['arrays']} arrays kept" if facts.get("arrays") else ""
         return (
-            f"trace ({self.mode}{arrays}): {len(self.tokens)} tokens in {dur / 1e9:.2f} s, "
-            f"{len(self.routing):,} choices, {int((reads.nbytes > 0).sum()):,} reads of "
-            f"{format_nbytes(int(reads.nbytes.sum()))}; spans explain {self.closure:.1%} of the "
+            f"trace ({self.mode}{arrays}): {self._rows('tokens')} tokens in {dur / 1e9:.2f} s, "
+            f"{self._rows('routing'):,} choices, {reads:,} reads of "
+            f"{format_nbytes(read_nbytes)}; spans explain {self.closure:.1%} of the "
             f"time ({lanes}); recording took {facts.get('record_ns', 0) / dur:.1%}"
         )
 
@@ -121,14 +143,31 @@ class Trace:
     # On disk
 
     def write(self, directory: str | Path) -> Path:
-        """Write every table as Parquet (and arrays as .npy) to a directory, and return it."""
+        """Write every table as Parquet (and arrays as .npz) to a directory, and return it.
+
+        A trace that lies there gives way, whole: until all of this one is there, there is none.
+        """
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path) as folder:
+            new = Path(folder)
+            self._write_files(new)
+            last = f"{NAMES[-1]}.parquet"  # without this one it is no trace
+            for old in (path / last, *path.glob("array.*.npz")):
+                old.unlink(missing_ok=True)
+            for file in sorted(new.iterdir(), key=lambda file: file.name == last):
+                os.replace(file, path / file.name)
+        return path
+
+    def _write_files(self, path: Path) -> None:
         for name in NAMES:
-            parquet.write_table(name, getattr(self, name), path)
+            table = self._tables[name]
+            if isinstance(table, Path) and name not in self.__dict__:
+                shutil.copyfile(table, path / f"{name}.parquet")
+            else:
+                parquet.write_table(name, getattr(self, name), path)
         for name, (positions, rows) in self.arrays.items():
             np.savez(path / f"array.{name}.npz", positions=positions, rows=rows)
-        return path
 
     @classmethod
     def read(cls, directory: str | Path) -> "Trace":

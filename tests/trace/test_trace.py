@@ -1,6 +1,8 @@
 """The tables: growing, spilling, going to disk and coming back."""
 
 import json
+import os
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from flashmoe_lab.trace import Recorder, Trace
+from flashmoe_lab.trace import Recorder, Trace, parquet
 from flashmoe_lab.trace.schema import TABLES, VERSION
 from flashmoe_lab.trace.table import FIRST_ROWS, Table
 from flashmoe_lab.trace.trace import NAMES
@@ -100,6 +102,77 @@ def test_write_and_read(tmp_path):
     for name, (positions, rows) in trace.arrays.items():
         assert np.array_equal(again.arrays[name][0], positions)
         assert np.array_equal(again.arrays[name][1], rows)
+
+
+def test_a_trace_takes_the_place_of_an_older_one_whole(tmp_path, monkeypatch):
+    old, new = made_trace(), made_trace()
+    old.write(tmp_path)
+    (tmp_path / "figure.png").write_bytes(b"")
+    new.arrays = {"only": (np.arange(2), np.ones((2, 3)))}
+    new.write(tmp_path)
+    assert list(Trace.read(tmp_path).arrays) == ["only"]
+    assert (tmp_path / "figure.png").exists()  # what is not of a trace is left alone
+
+    def fails(file, **arrays):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(np, "savez", fails)
+        old.write(tmp_path)
+    assert list(Trace.read(tmp_path).arrays) == ["only"]  # the one before, whole
+    names = {f"{name}.parquet" for name in NAMES} | {"array.only.npz", "figure.png"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+
+    replace, moved = os.replace, []
+
+    def interrupted(source, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        old.write(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not a trace"):
+        Trace.read(tmp_path)
+
+
+def test_a_long_run_is_told_and_written_without_loading_it(tmp_path, monkeypatch):
+    recorder = Recorder(max_rows=10)
+    recorder.begin(threads=2)
+    for start in range(0, 60, 6):
+        row = _span(0) | {"start_ns": np.arange(start, start + 6)}
+        recorder.tables["spans"].extend(6, **row | {"end_ns": row["start_ns"] + 2, "lane": 2})
+        read = dict.fromkeys(TABLES["reads"], 0) | {"nbytes": np.array([5, 0, 5, 0, 5, 0])}
+        recorder.tables["reads"].extend(6, **read)
+    trace = recorder.finish()
+
+    def loads(file):
+        raise AssertionError(f"{file} is loaded whole")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "read_table", loads)
+        assert "30 reads of 150 B" in trace.summary() and trace.lane_ns["io"] == 120
+        trace.write(tmp_path)
+    assert_frame_equal(Trace.read(tmp_path).spans, trace.spans)
+    assert len(trace.spans) == 60
+
+
+def test_arrays_are_not_held_twice():
+    recorder = Recorder()
+    recorder.begin()
+    for position in range(40):
+        recorder.keep("a", np.array([position]), np.ones((1, 25_000, 1 + position % 2), np.float32))
+    held = sum(rows.nbytes for _, rows in recorder.arrays["a"])
+    tracemalloc.start()
+    try:
+        rows = recorder.finish().arrays["a"][1]
+        extra = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert extra < rows.nbytes + 1_000_000 and held == 6_000_000
+    assert not recorder.arrays
 
 
 def test_parquet_says_version_and_units(tmp_path):
