@@ -18,10 +18,9 @@ Values that are given count only towards the limits, which grow with them.
 """
 
 import functools
-import json
 import re
 import threading
-from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jinja2 import nodes, pass_context
@@ -32,15 +31,26 @@ from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Namespace
+
+from flashmoe_lab.chat.sandbox_values import (
+    ITEM,
+    TemplateDict,
+    TemplateNamespace,
+    TooLarge,
+    bounded_round,
+    check_bits,
+    divisible,
+    largest_text,
+    texts_of,
+    to_json,
+    weight,
+)
 
 BUDGET, BUDGET_PER_GIVEN = 1 << 26, 32
 LARGEST, LARGEST_PER_GIVEN = 1 << 20, 4
-_ITEM, _PIECE = 32, 8  # what a place in a list, and a piece of output, count in characters
-_INT_BITS = 4096
-_WIDTH, _INDENT = 999, 16
+_PIECE = 8  # what a piece of output counts besides its characters
+_WIDTH = 999
 _NO_CONTEXT: Any = None
-_COLLECTIONS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 
 _GROWING = {
     str: {"center", "encode", "expandtabs", "format_map", "ljust", "maketrans", "rjust",
@@ -51,10 +61,6 @@ _NO_FILTERS = ("batch", "center", "forceescape", "pprint", "random", "slice", "s
                "urlize", "wordwrap", "xmlattr")  # fmt: skip
 # These hand on what was there before.
 _FREE_FILTERS = ("attr", "d", "default", "first", "items", "last", "max", "min", "safe")
-
-
-class TooLarge(ValueError):
-    """A template builds more than it may."""
 
 
 class Environment(ImmutableSandboxedEnvironment):
@@ -78,14 +84,14 @@ class Environment(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
         self.filters |= {
             "join": self._join, "replace": self._replace, "indent": self._indent,
-            "sum": self._sum, "tojson": _to_json, "format": self._format,
-            "round": _round_filter(self.filters["round"]),
+            "sum": self._sum, "tojson": to_json, "format": self._format,
+            "round": bounded_round(self.filters["round"]),
         }  # fmt: skip
-        self.tests["divisibleby"] = _divisible
+        self.tests["divisibleby"] = divisible
         for name, function in self.filters.items():
             if name not in _FREE_FILTERS:
                 self.filters[name] = self._paying(function)
-        self.globals |= {"namespace": _Namespace, "dict": _Dict()}
+        self.globals |= {"namespace": TemplateNamespace, "dict": TemplateDict()}
 
     def budget(self, given: Any = ()) -> None:
         """Starts a new account for a render of these values.
@@ -93,7 +99,7 @@ class Environment(ImmutableSandboxedEnvironment):
         Raises:
             TooLarge: what is given goes beyond any chat.
         """
-        size = _weight(given, 1 << 30)
+        size = weight(given, 1 << 30)
         self._ledger.left = BUDGET + BUDGET_PER_GIVEN * size
         self._ledger.largest = LARGEST + LARGEST_PER_GIVEN * size
 
@@ -108,7 +114,7 @@ class Environment(ImmutableSandboxedEnvironment):
         if isinstance(value, str):
             self.pay(len(value))
         elif isinstance(value, list | tuple | dict | set):
-            self.pay(_ITEM * len(value))
+            self.pay(ITEM * len(value))
         self._weigh(value)
         return value
 
@@ -120,13 +126,13 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Arithmetic, where neither the numbers nor the result are too large."""
-        _check_bits(left, right)
+        check_bits(left, right)
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
                     self._expect(self._weigh(value) * max(times, 0))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _check_bits(left, bits=left.bit_length() * right)
+            check_bits(left, bits=left.bit_length() * right)
         elif operator == "%" and isinstance(left, str):
             # A width follows the % or, where there are names, the name's bracket.
             if re.search(("[%)]" if "%(" in left else "%") + r"[^a-zA-Z%)]*(\*|\d{4})", left):
@@ -141,7 +147,7 @@ class Environment(ImmutableSandboxedEnvironment):
             # Without what the compiler adds for functions that take the context.
             given = {key: value for key, value in kwargs.items() if not key.startswith("_")}
             if name == "join":
-                return __self.joined(_texts(*args, **given), str(owner))
+                return __self.joined(texts_of(*args, **given), str(owner))
             return __self._replace(owner, *args, **given)
         result = super().call(__context, __obj, *args, **kwargs)
         return result if isinstance(owner, Mapping) else __self.made(result)
@@ -181,11 +187,11 @@ class Environment(ImmutableSandboxedEnvironment):
         return text
 
     def _weigh(self, value: Any) -> int:
-        return _weight(value, self._ledger.largest)
+        return weight(value, self._ledger.largest)
 
     def _expect(self, size: int) -> None:
         if size > self._ledger.largest:
-            raise TooLarge(_largest(self._ledger.largest))
+            raise TooLarge(largest_text(self._ledger.largest))
 
     def _paying(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)  # with the mark of what Jinja is to pass
@@ -285,112 +291,3 @@ class _Formatter(SandboxedFormatter):
         if re.search(r"\d{4}", format_spec):
             raise TooLarge(f"it formats with a width above {_WIDTH}")
         return super().format_field(value, format_spec)
-
-
-class _Namespace(Namespace):
-    """Shows nothing of what it holds: it can change after it was weighed."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, *rest = args
-        held = dict(*rest, **kwargs)
-        for name in held:
-            _check_name(name)
-        Namespace.__init__(self, held)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        super().__setitem__(name, value)
-
-    def __repr__(self) -> str:
-        return "<namespace>"
-
-
-class _Dict:
-    """`dict` without the class's own attributes. Keys are entered one by one, where a deadline can
-    act: those of the same hash take quadratic time."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        given = args[0] if args else {}
-        pairs = given.items() if isinstance(given, Mapping) else given
-        made: dict[Any, Any] = {}
-        for key, value in pairs:
-            made[key] = value
-        return made | kwargs
-
-    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
-        made: dict[Any, Any] = {}
-        for key in keys:
-            made[key] = value
-        return made
-
-
-def _divisible(value: int, num: int) -> bool:
-    _check_bits(value, num)
-    return value % num == 0
-
-
-def _check_bits(*values: Any, bits: int = 0) -> None:
-    bits = max([bits, *(value.bit_length() for value in values if isinstance(value, int))])
-    if bits > _INT_BITS:
-        raise TooLarge(f"it computes with integers of more than {_INT_BITS} bits")
-
-
-def _texts(parts: Iterable[Any]) -> list[str]:
-    texts = list(parts)
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"join: item {number} is a {type(text).__name__}, not text")
-    return texts
-
-
-def _check_name(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace holds no name that starts with an underscore: {name!r}")
-
-
-def _to_json(
-    x: object,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers renders it: letters as they are, nothing escaped for HTML."""
-    for size in (
-        indent if isinstance(indent, int) else len(indent or ""),
-        *map(len, separators or ()),
-    ):
-        if size > _INDENT:
-            raise TooLarge(f"it indents JSON by more than {_INDENT}")
-    return json.dumps(
-        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _round_filter(original: Callable[..., Any]) -> Callable[..., Any]:
-    def bounded(value: float, precision: int = 0, method: str = "common") -> float:
-        if abs(precision) > 100:
-            raise TooLarge(f"it rounds to {precision} digits")
-        return original(value, precision, method)
-
-    return bounded
-
-
-def _weight(value: Any, largest: int) -> int:
-    """Characters and places of a value, everything within it counted as often as it is there."""
-    total, waiting = 0, [value]
-    while waiting:
-        item = waiting.pop()
-        total += len(item) if isinstance(item, str) else _ITEM
-        if isinstance(item, Mapping):
-            waiting.extend(item)
-            waiting.extend(item.values())
-        elif isinstance(item, _COLLECTIONS):
-            waiting.extend(item)
-        if total + _ITEM * len(waiting) > largest:
-            raise TooLarge(_largest(largest))
-    return total
-
-
-def _largest(size: int) -> str:
-    return f"it builds a value of more than {size} characters"
