@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter
 
 from flashmoe_lab.plots.plot import Plot
 from flashmoe_lab.plots.style import (
@@ -16,6 +15,7 @@ from flashmoe_lab.plots.style import (
     grid,
     layer_ticks,
     legend,
+    plain_log,
     styled,
 )
 from flashmoe_lab.trace import Trace
@@ -51,8 +51,7 @@ def reuse_distance(trace: Trace) -> Plot:
     words = f"requests ({first:,} first uses, which no bank hits, are left out)"
     ax.stairs(data.requests, edges, fill=True, color=SKY, label=words)
     ax.set_xscale("log")
-    for formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
+    plain_log(ax.xaxis)
     ax.set_xlim(edges[0], edges[-1])
     ax.set_xlabel("different blocks asked for since, itself included (slots an LRU bank needs)")
     ax.set_ylabel("requests")

@@ -18,6 +18,7 @@ from flashmoe_lab.plots.style import (
     conditions,
     grid,
     legend,
+    plain_log,
     styled,
 )
 from flashmoe_lab.trace import Trace
@@ -206,6 +207,7 @@ def read_latency(trace: Trace) -> Plot:
             ax.step(us, 100 * share, where="post", color=colour, linestyle=line, label=words)
             parts.append(pd.DataFrame({"source": source, "time": name, "us": us, "share": share}))
     ax.set_xscale("log")
+    plain_log(ax.xaxis)
     ax.set_xlabel("us (solid: in the reading thread; dotted: since submission)")
     ax.set_ylabel("% of reads that took at most so long")
     ax.set_ylim(0, 101)

@@ -18,6 +18,7 @@ from flashmoe_lab.plots.style import (
     grid,
     layer_ticks,
     legend,
+    plain_log,
 )
 from flashmoe_lab.trace import Trace
 from flashmoe_lab.trace.export import requests
@@ -48,6 +49,7 @@ def compare_runs(traces: Mapping[str, Trace]) -> Plot:
             ax.axvline(values.mean(), color=colour, linewidth=0.8, linestyle=":")
         if column == "ms":  # a single slow token would press all others into a line
             ax.set_xscale("log")
+            plain_log(ax.xaxis)
         ax.set_xlabel(f"{unit} (dotted: mean)")
         ax.set_ylabel("% of tokens at most")
         ax.set_ylim(0, 101)

@@ -13,7 +13,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+)
 
 from flashmoe_lab.trace import Trace
 
@@ -124,6 +130,13 @@ def grid(axes: Axes, axis: str = "y") -> None:
 def layer_ticks(axis: Axis, count: int) -> None:
     """Whole numbers; each one where there is room."""
     axis.set_major_locator(FixedLocator(range(count)) if count <= 16 else MaxNLocator(integer=True))
+
+
+def plain_log(axis: Axis) -> None:
+    """A logarithmic axis with numbers as people write them: 1, 2, 5, 10, 20."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def colourbar(figure: Figure, image: Any, axes: Axes, label: str) -> None:
