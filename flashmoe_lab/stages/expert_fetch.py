@@ -33,13 +33,14 @@ class Landing:
 
     Attributes:
         records: what was read, once all has come well.
-        waits: start and end in ns of each time that somebody waited here for reads.
+        wait_start_ns, waited_ns: when somebody first waited here for reads (0: nobody yet), and for
+            how long in all.
     """
 
     def __init__(self, fetch: "ExpertFetch", placement: Placement, pending: Pending) -> None:
         self.fetch, self.placement = fetch, placement
         self.records: ReadRecords | None = None
-        self.waits: list[tuple[int, int]] = []
+        self.wait_start_ns = self.waited_ns = 0
         self._pending = pending
         self._error: BaseException | None = None
 
@@ -85,12 +86,18 @@ class Landing:
         if self.fetch.verifies:
             yield replace(self.placement, slots={expert: slots[expert] for expert in misses})
 
+    @property
+    def holds_some(self) -> bool:
+        """Whether the bank held some of the placement's experts already."""
+        return len(self.placement.misses) < len(self.placement.slots)
+
     def _waited(self, wait: Callable[[], T]) -> T:
         start = perf_counter_ns()
         try:
             return wait()
         finally:
-            self.waits.append((start, perf_counter_ns()))
+            self.wait_start_ns = self.wait_start_ns or start
+            self.waited_ns += perf_counter_ns() - start
 
 
 @dataclass(slots=True, kw_only=True)

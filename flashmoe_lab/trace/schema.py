@@ -68,20 +68,20 @@ TABLES: dict[str, dict[str, Column]] = {
         "text": _column(object, "", "what the token adds to the text"),
         "start_ns": _column(np.int64, "ns", "its pass through the model begins; 0 if it had none"),
         "end_ns": _column(np.int64, "ns", "its pass ends; a chunk of the prompt is one pass"),
-        "logprob": _column(np.float32, "nat", "of the chosen token; NaN for the prompt"),
-        "entropy": _column(np.float32, "nat", "of the distribution that it was chosen from"),
+        "logprob": _column(np.float32, "nat", "of the token, before temperature and cutting; NaN for the prompt"),
+        "entropy": _column(np.float32, "nat", "of that distribution"),
     },
     "routing": {
         "token": _column(np.int32, "", "position in the sequence, from 0"),
         "layer": _LAYER,
         "rank": _column(np.int16, "", "0 is the expert that the router put first"),
         "expert": _EXPERT,
-        "probability": _column(np.float32, "", "softmax over all experts, to 16 significant bits"),
-        "weight": _column(np.float32, "", "as used in the sum, to 16 significant bits"),
+        "probability": _column(np.float32, "", "softmax over all experts, to 13 significant bits"),
+        "weight": _column(np.float32, "", "as used in the sum, to 13 significant bits"),
         "margin": _column(
             np.float32, "", "probability of the last expert taken, less that of the first left out"
         ),
-        "entropy": _column(np.float32, "nat", "of the router's distribution over all experts"),
+        "entropy": _column(np.float32, "nat", "of the router's distribution over all experts, to 13 bits"),
     },
     "reads": {
         "token": _TOKEN,
