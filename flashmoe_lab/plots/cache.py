@@ -51,7 +51,7 @@ def reuse_distance(trace: Trace) -> Plot:
     words = f"requests ({first:,} first uses, which no bank hits, are left out)"
     ax.stairs(data.requests, edges, fill=True, color=SKY, label=words)
     ax.set_xscale("log")
-    plain_log(ax.xaxis)
+    plain_log(ax.xaxis, dense=high < 20 * low)
     ax.set_xlim(edges[0], edges[-1])
     ax.set_xlabel("different blocks asked for since, itself included (slots an LRU bank needs)")
     ax.set_ylabel("requests")

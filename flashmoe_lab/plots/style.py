@@ -132,9 +132,9 @@ def layer_ticks(axis: Axis, count: int) -> None:
     axis.set_major_locator(FixedLocator(range(count)) if count <= 16 else MaxNLocator(integer=True))
 
 
-def plain_log(axis: Axis) -> None:
-    """A logarithmic axis with numbers as people write them: 1, 2, 5, 10, 20."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+def plain_log(axis: Axis, dense: bool = False) -> None:
+    """A logarithmic axis with numbers as people write them: 1, 2, 5, 10, 20; more where `dense`."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8) if dense else (1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())
 
