@@ -62,12 +62,17 @@ class GatedAttention:
 
     def native(self) -> Any:
         """The stage as the native kernels take it."""
-        matrices = self.q_proj, self.k_proj, self.v_proj, self.o_proj
+        matrices = (
+            self.q_proj.native(),
+            self.k_proj.native(),
+            self.v_proj.native(),
+            self.o_proj.native(),
+        )
         norms = self.q_norm.weight, self.k_norm.weight
         return self._kept.get(
-            (*(part for matrix in matrices for part in matrix.parts), *norms),
+            (*matrices, *norms),
             lambda: native.attention(
-                *(matrix.native() for matrix in matrices),
+                *matrices,
                 *norms,
                 self.q_norm.eps,
                 self.rope_theta,

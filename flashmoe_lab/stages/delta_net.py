@@ -75,17 +75,17 @@ class GatedDeltaNet:
     def native(self) -> Any:
         """The stage as the native kernels take it."""
         matrices = (
-            self.in_proj_qkv,
-            self.in_proj_z,
-            self.in_proj_b,
-            self.in_proj_a,
-            self.out_proj,
+            self.in_proj_qkv.native(),
+            self.in_proj_z.native(),
+            self.in_proj_b.native(),
+            self.in_proj_a.native(),
+            self.out_proj.native(),
         )
         small = (self.conv1d, self.A_log, self.dt_bias, self.norm.weight)
         return self._kept.get(
-            (*(part for matrix in matrices for part in matrix.parts), *small),
+            (*matrices, *small),
             lambda: native.delta_net(
-                *(matrix.native() for matrix in matrices),
+                *matrices,
                 *(mx.contiguous(part.astype(mx.float32)) for part in small),
                 self.norm.eps,
                 self.conv1d.shape[0],

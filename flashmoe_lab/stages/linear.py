@@ -29,7 +29,7 @@ class Linear:
     ) -> None:
         self.weight, self.scales, self.biases = weight, scales, biases
         self.quantization = quantization
-        self._kept = native.Kept()
+        self._kept: tuple[Any, ...] = (None, None, None, None)
 
     @property
     def out_features(self) -> int:
@@ -80,10 +80,12 @@ class Linear:
 
     def native(self) -> Any:
         """The matrix as the native kernels take it."""
-        return self._kept.get(
-            self.parts,
-            lambda: native.matrix(self.weight, self.scales, self.biases, self.quantization),
-        )
+        kept = self._kept  # asked for some ten times a layer and token, so compared by hand
+        if kept[0] is self.weight and kept[1] is self.scales and kept[2] is self.biases:
+            return kept[3]
+        made = native.matrix(self.weight, self.scales, self.biases, self.quantization)
+        self._kept = (*self.parts, made)
+        return made
 
     @property
     def parts(self) -> tuple[mx.array | None, ...]:

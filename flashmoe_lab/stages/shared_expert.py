@@ -29,11 +29,13 @@ class SharedExpert:
 
     def native(self) -> Any:
         """The stage as the native kernels take it."""
-        matrices = self.gate_proj, self.up_proj, self.down_proj, self.shared_expert_gate
-        return self._kept.get(
-            tuple(part for matrix in matrices for part in matrix.parts),
-            lambda: native.shared_expert(*(matrix.native() for matrix in matrices)),
+        matrices = (
+            self.gate_proj.native(),
+            self.up_proj.native(),
+            self.down_proj.native(),
+            self.shared_expert_gate.native(),
         )
+        return self._kept.get(matrices, lambda: native.shared_expert(*matrices))
 
     def reference(self, x: np.ndarray) -> np.ndarray:
         """The same in float64."""
