@@ -68,7 +68,9 @@ TABLES: dict[str, dict[str, Column]] = {
         "text": _column(object, "", "what the token adds to the text"),
         "start_ns": _column(np.int64, "ns", "its pass through the model begins; 0 if it had none"),
         "end_ns": _column(np.int64, "ns", "its pass ends; a chunk of the prompt is one pass"),
-        "logprob": _column(np.float32, "nat", "of the token, before temperature and cutting; NaN for the prompt"),
+        "logprob": _column(
+            np.float32, "nat", "of the token, before any cutting; NaN for the prompt"
+        ),
         "entropy": _column(np.float32, "nat", "of that distribution"),
     },
     "routing": {
@@ -81,7 +83,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "margin": _column(
             np.float32, "", "probability of the last expert taken, less that of the first left out"
         ),
-        "entropy": _column(np.float32, "nat", "of the router's distribution over all experts, to 13 bits"),
+        "entropy": _column(np.float32, "nat", "of the router's distribution, to 13 bits"),
     },
     "reads": {
         "token": _TOKEN,
