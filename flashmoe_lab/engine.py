@@ -311,7 +311,7 @@ class Engine:
             f"prefill {prefill.tokens} tokens at {prefill.tokens_per_second:.2f} tok/s",
             f"decode {decode.tokens} at {decode.tokens_per_second:.2f} tok/s",
             f"read {format_nbytes(decode.read_nbytes_per_token)} per token",
-            f"bank hits {decode.hit_rate:.1%}",
+            f"bank hits {decode.hit_rate:.1%} in decode",
             f"K={k}" + (f" [lossy: {', '.join(lossy)}]" if lossy else f" ({own})"),
             f"experts {self.checkpoint.label}",
             f"reader {settings.reader} ({settings.threads} threads, split {settings.split})",

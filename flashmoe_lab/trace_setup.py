@@ -43,6 +43,7 @@ def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
     """Under what conditions a request runs, asked in the engine's thread when it does."""
     checkpoint, settings, bank = engine.checkpoint, engine.settings, engine.bank
     config, dtype = checkpoint.config, engine.model.dtype
+    blocks = [layer.layout.block_nbytes for layer in checkpoint.layers]
     with bank.lock:
         held = len(bank.contents())
     return {
@@ -54,7 +55,8 @@ def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
         "num_experts_per_tok": request.num_experts_per_tok or engine.num_experts_per_tok,
         "model_num_experts_per_tok": config.num_experts_per_tok,
         "experts": checkpoint.label,
-        "block_nbytes": checkpoint.layers[0].layout.block_nbytes,
+        "block_nbytes": blocks[0],
+        "layer_block_nbytes": ",".join(map(str, blocks)),
         "expert_nbytes": checkpoint.expert_nbytes,
         "resident_nbytes": engine.resident_nbytes,
         "kv_nbytes_per_token": config.kv_nbytes_per_token(dtype.size),

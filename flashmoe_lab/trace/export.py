@@ -138,11 +138,19 @@ def write_libcachesim(trace: Trace, file: str | Path) -> Path:
     asked = requests(trace)
     objects = asked.layer.astype(int) * trace.facts["num_experts"] + asked.expert
     if path.suffix == ".csv":
-        rows = {"time": asked["pass"], "obj_id": objects, "obj_size": trace.facts["block_nbytes"]}
+        sizes = block_nbytes(trace)[asked.layer]
+        rows = {"time": asked["pass"], "obj_id": objects, "obj_size": sizes}
         pd.DataFrame(rows).to_csv(path, index=False)
     else:
         objects.to_csv(path, index=False, header=False)
     return path
+
+
+def block_nbytes(trace: Trace) -> np.ndarray:
+    """Bytes of an expert of each layer: layers may be packed differently."""
+    facts = trace.facts
+    each = str(facts.get("layer_block_nbytes") or facts["block_nbytes"]).split(",")
+    return np.resize(np.array([int(n) for n in each]), facts["num_hidden_layers"])
 
 
 def requests(trace: Trace) -> pd.DataFrame:

@@ -66,7 +66,11 @@ def read_table(file: Path) -> pd.DataFrame:
             f"{file}: trace version {version[0]}.{version[1]}, this is {VERSION[0]}.{VERSION[1]}; "
             "use the flashmoe_lab that wrote it"
         )
-    return table.to_pandas()
+    rows = table.to_pandas()
+    for name, column in TABLES.get(file.stem, {}).items():
+        if column.categories and name in rows:  # a file keeps only those that occur
+            rows[name] = pd.Categorical(rows[name], categories=list(column.categories))
+    return rows
 
 
 def rows(file: Path) -> int:

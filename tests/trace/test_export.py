@@ -106,3 +106,9 @@ def test_libcachesim(tmp_path):
     assert list(table.columns) == ["time", "obj_id", "obj_size"]
     assert table.obj_id.tolist() == list(map(int, lines)) and set(table.obj_size) == {1000}
     assert table.time.tolist() == [0] * 6 + [1] * 4 + [2] * 4
+
+
+def test_libcachesim_knows_each_layers_own_size(tmp_path):
+    trace = made_trace(layer_block_nbytes="1000,600")
+    table = pd.read_csv(write_libcachesim(trace, tmp_path / "t.csv"))
+    assert table.obj_size.tolist() == [1000 if n < 4 else 600 for n in table.obj_id]

@@ -97,12 +97,22 @@ def test_write_and_read(tmp_path):
     trace = made_trace()
     again = Trace.read(trace.write(tmp_path / "run"))
     for name in NAMES:
-        assert_frame_equal(getattr(again, name), getattr(trace, name), check_categorical=False)
+        assert_frame_equal(getattr(again, name), getattr(trace, name))
     assert again.facts == trace.facts
     assert again.arrays.keys() == trace.arrays.keys()
     for name, (positions, rows) in trace.arrays.items():
         assert np.array_equal(again.arrays[name][0], positions)
         assert np.array_equal(again.arrays[name][1], rows)
+
+
+def test_an_empty_trace_is_the_same_on_disk(tmp_path):
+    recorder = Recorder()
+    recorder.begin()
+    trace = recorder.finish()
+    again = Trace.read(trace.write(tmp_path))
+    for name in TABLES:
+        assert_frame_equal(getattr(again, name), getattr(trace, name))
+        assert len(getattr(again, name)) == 0
 
 
 def test_a_trace_takes_the_place_of_an_older_one_whole(tmp_path, monkeypatch):
