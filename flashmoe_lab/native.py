@@ -4,10 +4,12 @@ The package runs without them, on MLX's operations, and says once that it is slo
 chooses between implementations (kernels.py does) or knows a stage's mathematics (kernels/cpu does).
 
 An evaluated array's memory is read where it lies, through the buffer protocol. What is made of
-weights keeps a view of them, so their memory stays where it is; nothing of a call's arguments
-outlives the call.
+weights holds an alias of them: `weight *= 2` gives the caller's object other memory, and what is
+kept must then neither read memory that was freed nor go on with the old numbers (see Kept). Nothing
+of a call's arguments outlives the call.
 """
 
+import ctypes
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -72,18 +74,74 @@ def floats(x: mx.array) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(x))
 
 
-class Kept:
-    """Something made of arrays, made again only when one of them is another array than before."""
+def alias(array: mx.array) -> mx.array:
+    """Another object of the same numbers, which no `*=` or `[0] = ` on the first one changes."""
+    return array[:]
 
-    __slots__ = ("_parts", "_made")
+
+_ARRAY_AT = object.__basicsize__ + 8  # of an mx.array, where nanobind's header of it ends
+
+
+def _where(array: mx.array) -> ctypes.c_size_t:
+    """The word by which an array's object says where its numbers are. MLX has no cheaper answer:
+    a buffer takes ten times as long, and a layer has some forty arrays to ask."""
+    return ctypes.c_size_t.from_address(id(array) + _ARRAY_AT)
+
+
+def _where_is_right() -> bool:
+    """Whether this MLX's arrays are as `_where` takes them to be."""
+    if mx.array.__basicsize__ < _ARRAY_AT + 8:
+        return False
+    array = mx.zeros(1)
+    other = alias(array)
+    before = _where(array).value
+    array += 1
+    return _where(other).value == before != _where(array).value
+
+
+_WHERE_IS_RIGHT = _where_is_right()
+
+
+class Places:
+    """Where the numbers of some arrays were, to be asked whether they still are there. The arrays
+    must live as long, and an alias of each, so that no other can come to the same place."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        words = [_where(part) for part in parts if isinstance(part, mx.array)]
+        self._words = [(word, word.value if _WHERE_IS_RIGHT else -1) for word in words]
+
+    def same(self) -> bool:
+        """Whether no array was written in place; where that cannot be known, False."""
+        for word, before in self._words:  # noqa: SIM110  (asked some ten times a layer and token)
+            if word.value != before:
+                return False
+        return True
+
+
+class Kept:
+    """Something made of arrays and plain values, made again only when one of them is another than
+    before or an array was written in place."""
+
+    __slots__ = ("_parts", "_places", "_aliases", "_made")
 
     def __init__(self) -> None:
         self._parts: tuple[Any, ...] | None = None
+        self._places = Places(())
+        self._aliases: list[mx.array] = []
         self._made: Any = None
 
     def get(self, parts: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` gave for these very parts."""
-        if self._parts is None or not all(map(operator.is_, self._parts, parts)):
+        if (
+            self._parts is None
+            or not all(map(operator.is_, self._parts, parts))
+            or not self._places.same()
+        ):
+            self._parts = None  # `make` may fail
+            self._places = Places(parts)
+            self._aliases = [alias(part) for part in parts if isinstance(part, mx.array)]
             self._made = make()
             self._parts = parts
         return self._made
@@ -99,7 +157,7 @@ def matrix(
     """A weight matrix [out, in], or with `stacked` many of them, as the kernels take it."""
     kind = _KINDS[weight.dtype if scales is None else scales.dtype]
     bits, group = (0, 0) if quantization is None else (quantization.bits, quantization.group_size)
-    return raw_matrix(weight, scales, biases, bits, group, kind, stacked)
+    return raw_matrix(_own(weight), _own(scales), _own(biases), bits, group, kind, stacked)
 
 
 def raw_matrix(
@@ -193,17 +251,21 @@ def shared_expert(*matrices: Any) -> Any:
 
 def delta_net(*parts: Any) -> Any:
     """The mixer of a linear-attention layer; see `_native.pyi` for its parts."""
-    return _native.DeltaNet(*parts)
+    return _native.DeltaNet(*map(_own, parts))
 
 
 def attention(*parts: Any) -> Any:
     """The mixer of a full-attention layer; see `_native.pyi` for its parts."""
-    return _native.Attention(*parts)
+    return _native.Attention(*map(_own, parts))
 
 
 def block(*parts: Any) -> Any:
     """A whole layer but its routed experts; see `_native.pyi` for its parts."""
-    return _native.Block(*parts)
+    return _native.Block(*map(_own, parts))
+
+
+def _own(part: Any) -> Any:
+    return alias(part) if isinstance(part, mx.array) else part
 
 
 def after(

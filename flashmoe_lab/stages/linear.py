@@ -29,7 +29,7 @@ class Linear:
     ) -> None:
         self.weight, self.scales, self.biases = weight, scales, biases
         self.quantization = quantization
-        self._kept: tuple[Any, ...] = (None, None, None, None)
+        self._kept: tuple[Any, ...] = (None, None, None, None, native.Places(()))
 
     @property
     def out_features(self) -> int:
@@ -81,10 +81,15 @@ class Linear:
     def native(self) -> Any:
         """The matrix as the native kernels take it."""
         kept = self._kept  # asked for some ten times a layer and token, so compared by hand
-        if kept[0] is self.weight and kept[1] is self.scales and kept[2] is self.biases:
+        if (
+            kept[0] is self.weight
+            and kept[1] is self.scales
+            and kept[2] is self.biases
+            and kept[4].same()
+        ):
             return kept[3]
         made = native.matrix(self.weight, self.scales, self.biases, self.quantization)
-        self._kept = (*self.parts, made)
+        self._kept = (*self.parts, made, native.Places(self.parts))
         return made
 
     @property
