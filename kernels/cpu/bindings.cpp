@@ -71,12 +71,13 @@ BoundMatrix make_matrix(nb::handle weight, nb::handle scales, nb::handle biases,
   const int64_t slots = stacked ? shape.shape(0) : 0;
   m.rows = shape.shape(axis);
   m.cols = shape.shape(axis + 1);
+  check(m.cols > 0, "weight must have columns");
   if (bits) {
     check(bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8,
           "bits must be 2, 3, 4, 5, 6 or 8");
     check(group == 32 || group == 64 || group == 128, "group size must be 32, 64 or 128");
     m.cols = m.cols * 32 / bits;
-    check(m.cols % group == 0, "columns must be a whole number of groups");
+    check(m.cols > 0 && m.cols % group == 0, "columns must be a whole number of groups");
   }
   const auto hold = [&](nb::handle object, int64_t nbytes, const char* name, int64_t& stride) {
     Part part(object, slots, m.rows, nbytes, name);
@@ -223,7 +224,9 @@ void bind_small(nb::module_& module) {
   });
   module.def("rms_norm", [](nb::handle x, nb::handle weight, float eps, nb::handle out) {
     Buffer in(x.ptr()), w(weight.ptr()), result(out.ptr(), true);
-    const int64_t size = w.size(), rows = in.size() / size;
+    const int64_t size = w.size();
+    check(size > 0, "weight must have columns");
+    const int64_t rows = in.size() / size;
     const float *from = floats(in, rows * size, "x"), *scale = floats(w, size, "weight");
     float* to = floats(result, rows * size, "out");
     nb::gil_scoped_release free;
@@ -234,7 +237,7 @@ void bind_small(nb::module_& module) {
                          nb::handle experts, nb::handle weights) {
     Buffer in(logits.ptr()), e(experts.ptr(), true), w(weights.ptr(), true);
     const int64_t count = tokens ? in.size() / tokens : 0;
-    check(k >= 1 && k <= count && e.itemsize() == 4 && e.size() == tokens * k && e.packed(),
+    check(k >= 1 && (k <= count || !tokens) && e.itemsize() == 4 && e.size() == tokens * k && e.packed(),
           "experts must be tokens x k packed int32 numbers");
     const float* from = floats(in, tokens * count, "logits");
     float* to = floats(w, tokens * k, "weights");

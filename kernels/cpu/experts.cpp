@@ -31,6 +31,7 @@ void split(std::vector<Task>& tasks, const std::vector<Run>& runs, const Matrix&
 
 void expert_mlp(const ExpertStacks& stacks, const float* x, int64_t count, const int64_t* tokens,
                 const int64_t* slots, int64_t pairs, float* out) {
+  if (pairs < 1) return;
   static thread_local std::vector<Row> rows, pair_rows;
   static thread_local std::vector<Run> runs;
   static thread_local std::vector<Task> tasks;

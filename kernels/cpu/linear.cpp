@@ -65,6 +65,7 @@ void linear(const Matrix* const* ms, float* const* ys, int count, const float* x
     int64_t first;
   };
   static thread_local std::vector<Task> tasks;
+  if (tokens < 1) return;
   rows.resize(tokens);
   for (int i = 0; i < count;) {
     int end = i + 1;
