@@ -3,6 +3,7 @@
 
 #include "block.h"
 #include "bound.h"
+#include "call.h"
 
 namespace nb = nanobind;
 
@@ -71,7 +72,7 @@ void before(const BoundBlock& block, nb::handle x, int64_t tokens, int64_t k, in
                    numbers(w, tokens * k, "weights"),
                    numbers<int32_t>(e, tokens * k, "experts")};
   const float* from = numbers(in, size, "x");
-  nb::gil_scoped_release free;
+  const Call call;
   run_before(b, from, tokens, k, memory, out);
 }
 
@@ -90,7 +91,7 @@ void after(const BoundMatrix& gate, const BoundMatrix& up, const BoundMatrix& do
               *y = numbers(sh, size, "shared"), *weight = numbers(w, tokens * k, "weights");
   float* to = numbers(o, size, "out");
   const ExpertStacks stacks{gate.stack, up.stack, down.stack};
-  nb::gil_scoped_release free;
+  const Call call;
   run_after(stacks, from, x, y, tokens, k, place, weight, to);
 }
 

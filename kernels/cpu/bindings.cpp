@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "bound.h"
+#include "call.h"
 #include "isa.h"
 #include "linear.h"
 #include "router.h"
@@ -112,7 +113,7 @@ void bind_matrix(nb::module_& module) {
              Buffer in(x.ptr()), result(out.ptr(), true);
              const float* from = floats(in, tokens * m.matrix().cols, "x");
              float* to = floats(result, tokens * m.matrix().rows, "out");
-             nb::gil_scoped_release free;
+             const Call call;
              linear(m.matrix(), from, tokens, to);
            })
       .def("dequantize", [](const BoundMatrix& m, const std::vector<int64_t>& rows, nb::handle out) {
@@ -121,7 +122,7 @@ void bind_matrix(nb::module_& module) {
         float* to = floats(result, count * cols, "out");
         for (int64_t row : rows)
           check(row >= 0 && row < m.matrix().rows, "a row is outside of the matrix");
-        nb::gil_scoped_release free;
+        const Call call;
         for (int64_t i = 0; i < count; ++i)
           kernels().dequantize(m.matrix(), rows[i], to + i * cols);
       });
@@ -149,7 +150,7 @@ void bind_experts(nb::module_& module) {
     const float* from = floats(in, count * g.cols, "x");
     float* to = floats(result, pairs * d.rows, "out");
     const ExpertStacks stacks{gate.stack, up.stack, down.stack};
-    nb::gil_scoped_release free;
+    const Call call;
     expert_mlp(stacks, from, count, t, s, pairs, to);
   });
   module.def("weighted_sum", [](nb::handle y, nb::handle weights, int64_t count, int64_t k,
@@ -159,7 +160,7 @@ void bind_experts(nb::module_& module) {
     const float *from = floats(in, count * k * hidden, "y"),
                 *w = floats(weight, count * k, "weights");
     float* to = floats(result, count * hidden, "out");
-    nb::gil_scoped_release free;
+    const Call call;
     weighted_sum(from, w, count, k, hidden, to);
   });
   nb::class_<BoundSharedExpert>(module, "SharedExpert")
@@ -170,7 +171,7 @@ void bind_experts(nb::module_& module) {
         Buffer in(x.ptr()), result(out.ptr(), true);
         const float* from = floats(in, count * e.parts.gate.cols, "x");
         float* to = floats(result, count * e.parts.down.rows, "out");
-        nb::gil_scoped_release free;
+        const Call call;
         shared_expert(e.parts, from, count, to);
       });
 }
@@ -188,7 +189,7 @@ void bind_mixers(nb::module_& module) {
         float* inputs = floats(c, (p.kernel - 1) * p.channels(), "conv");
         float* state = floats(r, p.v_heads * p.v_dim * p.k_dim, "recurrent");
         float* to = floats(o, tokens * p.out.rows, "out");
-        nb::gil_scoped_release free;
+        const Call call;
         delta_net(p, from, tokens, inputs, state, to);
       });
   nb::class_<BoundAttention>(module, "Attention")
@@ -205,7 +206,7 @@ void bind_mixers(nb::module_& module) {
         const float* from = floats(in, tokens * p.q.cols, "x");
         float *all_keys = floats(k, room, "keys"), *all_values = floats(v, room, "values");
         float* to = floats(o, tokens * p.out.rows, "out");
-        nb::gil_scoped_release free;
+        const Call call;
         attention(p, from, tokens, position, all_keys, all_values, size, to);
       });
 }
@@ -216,7 +217,7 @@ void bind_small(nb::module_& module) {
     const int64_t words = all.size() * all.itemsize() / 8, share = 1 << 17;
     const auto* from = all.at<const uint64_t>();
     std::atomic<uint64_t> result{0};
-    nb::gil_scoped_release free;
+    const Call call;
     parallel_for((words + share - 1) / share, [&](int64_t i) {
       result ^= kernels().read_words(from + i * share, std::min(share, words - i * share));
     });
@@ -229,7 +230,7 @@ void bind_small(nb::module_& module) {
     const int64_t rows = in.size() / size;
     const float *from = floats(in, rows * size, "x"), *scale = floats(w, size, "weight");
     float* to = floats(result, rows * size, "out");
-    nb::gil_scoped_release free;
+    const Call call;
     for (int64_t i = 0; i < rows; ++i)
       kernels().rms_norm(from + i * size, scale, size, eps, to + i * size);
   });
@@ -241,7 +242,7 @@ void bind_small(nb::module_& module) {
           "experts must be tokens x k packed int32 numbers");
     const float* from = floats(in, tokens * count, "logits");
     float* to = floats(w, tokens * k, "weights");
-    nb::gil_scoped_release free;
+    const Call call;
     route(from, tokens, count, k, normalise, e.at<int32_t>(), to);
   });
 }
@@ -253,12 +254,12 @@ NB_MODULE(_native, module) {
   using namespace flashmoe;
   module.def("isa", &isa);
   module.def("isas", &isas);
-  module.def("set_isa", &set_isa);
+  module.def("set_isa", &set_isa, nb::call_guard<nb::gil_scoped_release>());
   module.def("threads", &threads);
-  module.def("set_threads", &set_threads);
+  module.def("set_threads", &set_threads, nb::call_guard<nb::gil_scoped_release>());
   module.def("available_threads", &available_threads);
   module.def("integer", &integer_mode);
-  module.def("set_integer", &set_integer_mode);
+  module.def("set_integer", &set_integer_mode, nb::call_guard<nb::gil_scoped_release>());
   bind_matrix(module);
   bind_experts(module);
   bind_mixers(module);

@@ -1,9 +1,12 @@
 #include "isa.h"
 
+#include <atomic>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 
 #include "kernels.h"
+#include "settings.h"
 
 namespace flashmoe {
 namespace {
@@ -47,8 +50,8 @@ const Built* find(const std::string& name) {
   throw std::invalid_argument("isa is '" + name + "'; this machine has " + known);
 }
 
-const Built*& chosen() {
-  static const Built* current = [] {
+std::atomic<const Built*>& chosen() {
+  static std::atomic<const Built*> current = [] {
     const char* wish = std::getenv("FLASHMOE_ISA");
     return wish && *wish ? find(wish) : &built().front();
   }();
@@ -66,10 +69,14 @@ const std::vector<std::string>& isas() {
   return names;
 }
 
-std::string isa() { return chosen()->name; }
+std::string isa() { return chosen().load()->name; }
 
-void set_isa(const std::string& name) { chosen() = find(name); }
+void set_isa(const std::string& name) {
+  const Built* wanted = find(name);
+  std::unique_lock hold(settings());
+  chosen().store(wanted);
+}
 
-const Kernels& kernels() { return *chosen()->kernels; }
+const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed)->kernels; }
 
 }  // namespace flashmoe

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <vector>
 
 #include "isa.h"
 #include "scratch.h"
+#include "settings.h"
 #include "threads.h"
 
 namespace flashmoe {
@@ -23,7 +25,10 @@ bool same_form(const Matrix& a, const Matrix& b) {
 }  // namespace
 
 bool integer_mode() { return integer_on.load(std::memory_order_relaxed); }
-void set_integer_mode(bool on) { integer_on.store(on); }
+void set_integer_mode(bool on) {
+  std::unique_lock hold(settings());
+  integer_on.store(on);
+}
 bool takes_integers(const Matrix& m) {
   return m.bits && m.cols >= kIntegerMinColumns && integer_mode();
 }

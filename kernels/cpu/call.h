@@ -1,0 +1,17 @@
+// One call of the kernels from Python: it holds no GIL, and settings stay as they are until it ends.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <shared_mutex>
+
+#include "settings.h"
+
+namespace flashmoe {
+
+struct Call {
+  nanobind::gil_scoped_release free;  // first: a thread that waits for settings holds no GIL
+  std::shared_lock<std::shared_mutex> as_set{settings()};
+};
+
+}  // namespace flashmoe
