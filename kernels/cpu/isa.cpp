@@ -42,18 +42,18 @@ const std::vector<Built>& built() {
   return found;
 }
 
-const Built* find(const std::string& name) {
+const Built* find(const std::string& name, const char* what) {
   for (const Built& one : built())
     if (name == one.name) return &one;
   std::string known;
   for (const Built& one : built()) known += (known.empty() ? "" : ", ") + std::string(one.name);
-  throw std::invalid_argument("isa is '" + name + "'; this machine has " + known);
+  throw std::invalid_argument(std::string(what) + " is '" + name + "'; this machine has " + known);
 }
 
 std::atomic<const Built*>& chosen() {
   static std::atomic<const Built*> current = [] {
     const char* wish = std::getenv("FLASHMOE_ISA");
-    return wish && *wish ? find(wish) : &built().front();
+    return wish && *wish ? find(wish, "FLASHMOE_ISA") : &built().front();
   }();
   return current;
 }
@@ -72,7 +72,7 @@ const std::vector<std::string>& isas() {
 std::string isa() { return chosen().load()->name; }
 
 void set_isa(const std::string& name) {
-  const Built* wanted = find(name);
+  const Built* wanted = find(name, "isa");
   std::unique_lock hold(settings());
   chosen().store(wanted);
 }

@@ -4,11 +4,14 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 #ifdef __linux__
 #include <sched.h>
@@ -33,7 +36,11 @@ thread_local bool working = false;  // within a body
 class Pool {
  public:
   explicit Pool(int workers) {
-    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { serve(); });
+    try {
+      for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+      // The system gives no more: those that there are do the work.
+    }
   }
 
   ~Pool() {
@@ -63,11 +70,19 @@ class Pool {
       open_ = false;
     }
     while (inside_.load(std::memory_order_acquire)) pause();
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
-  void work(const std::function<void(int64_t)>& body, int64_t count) {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+  // What a body throws is kept for the caller, and the rest is left undone.
+  void work(const std::function<void(int64_t)>& body, int64_t count) noexcept {
+    try {
+      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+    } catch (...) {
+      next_.store(count, std::memory_order_relaxed);
+      std::lock_guard<std::mutex> hold(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
   }
 
   void serve() {
@@ -98,6 +113,12 @@ class Pool {
   const std::function<void(int64_t)>* body_ = nullptr;
   int64_t count_ = 0;
   std::atomic<int64_t> next_{0};
+  std::exception_ptr error_;  // the first of the job in hand
+};
+
+struct Working {
+  Working() { working = true; }
+  ~Working() { working = false; }
 };
 
 struct Owner {
@@ -151,9 +172,8 @@ void parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
     return;
   }
   if (!owner()->pool) owner()->pool = new Pool(threads() - 1);
-  working = true;
+  const Working here;
   owner()->pool->run(count, body);
-  working = false;
 }
 
 }  // namespace flashmoe
