@@ -29,6 +29,9 @@ struct BoundBlock : Holder {
     parts.router = router.matrix();
     parts.normalise = normalise;
     parts.shared = shared.parts;
+    const Matrix& out = parts.delta ? parts.delta->out : parts.attention->out;
+    require(out.rows == parts.hidden() && shared.hidden() == parts.hidden(),
+            "the parts of a layer do not fit together");
     parts.input_norm = {hold(input_norm, parts.hidden(), "input_norm"), input_eps};
     parts.post_norm = {hold(post_norm, parts.hidden(), "post_norm"), post_eps};
   }
@@ -59,9 +62,7 @@ void before(const BoundBlock& block, nb::handle x, int64_t tokens, int64_t k, in
     memory.recurrent = numbers(m2, d.v_heads * d.v_dim * d.k_dim, "recurrent");
   } else {
     const Attention& a = *b.attention;
-    if (m1.ndim() != 3 || m1.shape(1) < position + tokens)
-      throw std::invalid_argument("the key buffer has no room for the new tokens");
-    memory.size = m1.shape(1);
+    memory.size = key_room(m1, position, tokens);
     memory.keys = numbers(m1, a.kv_heads * memory.size * a.dim, "keys");
     memory.values = numbers(m2, a.kv_heads * memory.size * a.dim, "values");
   }
@@ -84,13 +85,11 @@ void after(const BoundMatrix& gate, const BoundMatrix& up, const BoundMatrix& do
   if (at.ndim() != 2) throw std::invalid_argument("slots must be [tokens, k]");
   const int64_t tokens = at.shape(0), k = at.shape(1), size = tokens * gate.matrix().cols;
   const auto* place = numbers<const int64_t>(at, tokens * k, "slots");
-  for (int64_t i = 0; i < tokens * k; ++i)
-    if (place[i] < 0 || place[i] >= gate.stack.count)
-      throw std::invalid_argument("a slot number is out of range");
+  const ExpertStacks stacks = stacks_of(gate, up, down);
+  check_slots(stacks, place, tokens * k);
   const float *from = numbers(n, size, "normed"), *x = numbers(s, size, "stream"),
               *y = numbers(sh, size, "shared"), *weight = numbers(w, tokens * k, "weights");
   float* to = numbers(o, size, "out");
-  const ExpertStacks stacks{gate.stack, up.stack, down.stack};
   const Call call;
   run_after(stacks, from, x, y, tokens, k, place, weight, to);
 }

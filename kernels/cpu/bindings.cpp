@@ -31,10 +31,6 @@ Kind kind_named(const std::string& name) {
   throw std::invalid_argument("type is '" + name + "'; known are float32, float16, bfloat16");
 }
 
-void check(bool right, const char* message) {
-  if (!right) throw std::invalid_argument(message);
-}
-
 // Floats of a caller, packed; `size` numbers where it is known.
 float* floats(const Buffer& buffer, int64_t size, const char* name) {
   if (buffer.itemsize() != 4 || !buffer.packed() || buffer.size() != size)
@@ -68,17 +64,17 @@ BoundMatrix make_matrix(nb::handle weight, nb::handle scales, nb::handle biases,
   m.kind = kind_named(kind);
   Buffer shape(weight.ptr());
   const int axis = stacked ? 1 : 0;
-  check(shape.ndim() == axis + 2, "weight must have two axes, or three for a stack");
+  require(shape.ndim() == axis + 2, "weight must have two axes, or three for a stack");
   const int64_t slots = stacked ? shape.shape(0) : 0;
   m.rows = shape.shape(axis);
   m.cols = shape.shape(axis + 1);
-  check(m.cols > 0, "weight must have columns");
+  require(m.cols > 0, "weight must have columns");
   if (bits) {
-    check(bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8,
+    require(bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8,
           "bits must be 2, 3, 4, 5, 6 or 8");
-    check(group == 32 || group == 64 || group == 128, "group size must be 32, 64 or 128");
+    require(group == 32 || group == 64 || group == 128, "group size must be 32, 64 or 128");
     m.cols = m.cols * 32 / bits;
-    check(m.cols > 0 && m.cols % group == 0, "columns must be a whole number of groups");
+    require(m.cols > 0 && m.cols % group == 0, "columns must be a whole number of groups");
   }
   const auto hold = [&](nb::handle object, int64_t nbytes, const char* name, int64_t& stride) {
     Part part(object, slots, m.rows, nbytes, name);
@@ -121,7 +117,7 @@ void bind_matrix(nb::module_& module) {
         const int64_t cols = m.matrix().cols, count = static_cast<int64_t>(rows.size());
         float* to = floats(result, count * cols, "out");
         for (int64_t row : rows)
-          check(row >= 0 && row < m.matrix().rows, "a row is outside of the matrix");
+          require(row >= 0 && row < m.matrix().rows, "a row is outside of the matrix");
         const Call call;
         for (int64_t i = 0; i < count; ++i)
           kernels().dequantize(m.matrix(), rows[i], to + i * cols);
@@ -134,22 +130,17 @@ void bind_experts(nb::module_& module) {
                               nb::handle tokens, nb::handle slots, nb::handle out) {
     Buffer in(x.ptr()), token(tokens.ptr()), slot(slots.ptr()), result(out.ptr(), true);
     const Matrix &g = gate.matrix(), &d = down.matrix();
-    check(up.matrix().rows == g.rows && up.matrix().cols == g.cols && d.cols == g.rows,
-          "the matrices of an expert do not fit together");
-    check(token.itemsize() == 8 && token.packed() && slot.itemsize() == 8 && slot.packed() &&
+    const ExpertStacks stacks = stacks_of(gate, up, down);
+    require(token.itemsize() == 8 && token.packed() && slot.itemsize() == 8 && slot.packed() &&
               token.size() == slot.size(),
           "tokens and slots must be packed int64 numbers, as many of each");
     const int64_t pairs = token.size();
     const auto *t = token.at<const int64_t>(), *s = slot.at<const int64_t>();
-    for (int64_t i = 0; i < pairs; ++i) {
-      check(t[i] >= 0 && t[i] < count, "a token number is out of range");
-      check(s[i] >= 0 && s[i] < gate.stack.count && s[i] < up.stack.count &&
-                s[i] < down.stack.count,
-            "a slot number is out of range");
-    }
+    for (int64_t i = 0; i < pairs; ++i)
+      require(t[i] >= 0 && t[i] < count, "a token number is out of range");
+    check_slots(stacks, s, pairs);
     const float* from = floats(in, count * g.cols, "x");
     float* to = floats(result, pairs * d.rows, "out");
-    const ExpertStacks stacks{gate.stack, up.stack, down.stack};
     const Call call;
     expert_mlp(stacks, from, count, t, s, pairs, to);
   });
@@ -200,9 +191,7 @@ void bind_mixers(nb::module_& module) {
                           nb::handle keys, nb::handle values, nb::handle out) {
         Buffer in(x.ptr()), k(keys.ptr(), true), v(values.ptr(), true), o(out.ptr(), true);
         const Attention& p = a.parts;
-        check(k.ndim() == 3 && k.shape(1) >= position + tokens,
-              "the key buffer has no room for the new tokens");
-        const int64_t size = k.shape(1), room = p.kv_heads * size * p.dim;
+        const int64_t size = key_room(k, position, tokens), room = p.kv_heads * size * p.dim;
         const float* from = floats(in, tokens * p.q.cols, "x");
         float *all_keys = floats(k, room, "keys"), *all_values = floats(v, room, "values");
         float* to = floats(o, tokens * p.out.rows, "out");
@@ -226,7 +215,7 @@ void bind_small(nb::module_& module) {
   module.def("rms_norm", [](nb::handle x, nb::handle weight, float eps, nb::handle out) {
     Buffer in(x.ptr()), w(weight.ptr()), result(out.ptr(), true);
     const int64_t size = w.size();
-    check(size > 0, "weight must have columns");
+    require(size > 0, "weight must have columns");
     const int64_t rows = in.size() / size;
     const float *from = floats(in, rows * size, "x"), *scale = floats(w, size, "weight");
     float* to = floats(result, rows * size, "out");
@@ -238,7 +227,8 @@ void bind_small(nb::module_& module) {
                          nb::handle experts, nb::handle weights) {
     Buffer in(logits.ptr()), e(experts.ptr(), true), w(weights.ptr(), true);
     const int64_t count = tokens ? in.size() / tokens : 0;
-    check(k >= 1 && (k <= count || !tokens) && e.itemsize() == 4 && e.size() == tokens * k && e.packed(),
+    require(k >= 1 && (k <= count || !tokens) && e.itemsize() == 4 && e.size() == tokens * k &&
+                e.packed(),
           "experts must be tokens x k packed int32 numbers");
     const float* from = floats(in, tokens * count, "logits");
     float* to = floats(w, tokens * k, "weights");
