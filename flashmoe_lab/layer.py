@@ -21,10 +21,11 @@ from flashmoe_lab.stages.attention import GatedAttention
 from flashmoe_lab.stages.delta_net import GatedDeltaNet
 from flashmoe_lab.stages.expert_fetch import ExpertFetch, Fetched
 from flashmoe_lab.stages.experts import Experts
+from flashmoe_lab.stages.linear import Linear
 from flashmoe_lab.stages.norm import RMSNorm
 from flashmoe_lab.stages.router import Router, Routing
 from flashmoe_lab.stages.shared_expert import SharedExpert
-from flashmoe_lab.state import LayerState
+from flashmoe_lab.state import AttentionState, LayerState
 
 Steps = Generator[tuple[str, Any], Any, mx.array]
 
@@ -69,7 +70,13 @@ class Layer:
     def native_steps(
         self, x: mx.array, state: LayerState, num_experts_per_tok: int | None = None
     ) -> Steps:
-        """`steps` in two native calls: only router and fetch give their results."""
+        """`steps` in two native calls: only router and fetch give their results.
+
+        A state of another type than float32 goes through the stages after all.
+        """
+        memory = state.keys if isinstance(state, AttentionState) else state.conv
+        if memory.dtype != mx.float32:
+            return (yield from self._few_steps(x, state, num_experts_per_tok))
         rows, position = native.floats(x), getattr(state, "length", 0)
         tokens = len(rows)
         experts = self.router.gate.out_features
@@ -104,6 +111,17 @@ class Layer:
         routed = self.experts(mx.array(normed), routing, fetched)
         return mx.array(stream + native.floats(routed) + shared)
 
+    def _few_steps(self, x: mx.array, state: LayerState, num_experts_per_tok: int | None) -> Steps:
+        """`steps` that show what `native_steps` shows."""
+        steps, answer = self.steps(x, state, num_experts_per_tok), None
+        while True:
+            try:
+                name, answer = steps.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            if name in ("router", "fetch"):
+                answer = yield name, answer
+
     def _all_there(self, fetched: Fetched) -> bool:
         """Whether nothing of it is still to be read, or has gone."""
         return (
@@ -111,20 +129,30 @@ class Layer:
         )
 
     def can_run_native(self, dtype: mx.Dtype) -> bool:
-        """Whether `native_steps` does what `steps` would."""
-        return kernels.native_for(dtype) and self.experts.variant in (None, "native")
+        """Whether `native_steps` does what `steps` would, which a stage of another class may
+        not."""
+        exactly, mixer = native.exactly, self.mixer
+        return (
+            kernels.native_for(dtype)
+            and (exactly(GatedAttention, mixer) or exactly(GatedDeltaNet, mixer))
+            and exactly(RMSNorm, self.input_norm, self.post_norm)
+            and exactly(Router, self.router)
+            and exactly(Linear, self.router.gate)
+            and exactly(Experts, self.experts)
+            and exactly(SharedExpert, self.shared_expert)
+            and mixer.can_run_native(dtype)
+            and self.shared_expert.can_run_native(dtype)
+            and self.experts.variant in (None, "native")
+        )
 
     def native(self) -> Any:
         """The layer as the native kernels take it."""
-        mixer, gate, shared = self.mixer.native(), self.router.gate.native(), self.shared_expert
-        norms = self.input_norm.weight, self.post_norm.weight
-        return self._kept.get(
-            (mixer, gate, shared.native(), *norms),
-            lambda: native.block(
-                *(norms[0], self.input_norm.eps, mixer, norms[1], self.post_norm.eps),
-                *(gate, self.router.norm_topk_prob, shared.native()),
-            ),
+        before, after, router = self.input_norm, self.post_norm, self.router
+        parts = (
+            *(before.weight, before.eps, self.mixer.native(), after.weight, after.eps),
+            *(router.gate.native(), router.norm_topk_prob, self.shared_expert.native()),
         )
+        return self._kept.get(parts, lambda: native.block(*parts))
 
     def reference(self, x: np.ndarray, num_experts_per_tok: int | None = None) -> np.ndarray:
         """A whole sequence x [T, hidden] from the empty state, in float64."""

@@ -74,6 +74,14 @@ def floats(x: mx.array) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(x))
 
 
+def exactly(kind: type, *parts: Any) -> bool:
+    """Whether all are of this very class, so that its kernel does what calling them would."""
+    for part in parts:  # noqa: SIM110  (asked for every layer and token)
+        if type(part) is not kind:
+            return False
+    return True
+
+
 def alias(array: mx.array) -> mx.array:
     """Another object of the same numbers, which no `*=` or `[0] = ` on the first one changes."""
     return array[:]

@@ -9,6 +9,7 @@ import pytest
 
 from flashmoe_lab import kernels
 from flashmoe_lab.layer import Layer
+from flashmoe_lab.state import SequenceState
 from flashmoe_lab.watch import Watch
 
 pytestmark = pytest.mark.skipif(
@@ -140,3 +141,80 @@ def test_a_routing_of_other_weights_is_used(packed, sample, make_model):
         with model.intercept("layers.*.mixer", lambda result, path: None):
             np.testing.assert_array_equal(logits(model, ids, 5)[0], whole)
     assert not np.array_equal(logits(model, ids, 5)[0], whole)
+
+
+def same_stage_by_stage(model, ids, expected):
+    with model.intercept("layers.*", lambda result, path: None):
+        np.testing.assert_array_equal(logits(model, ids, 5)[0], expected)
+
+
+class Doubled:
+    """A mix-in that doubles what a stage gives."""
+
+    def __call__(self, x):
+        return super().__call__(x) * 2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+STAGES = {
+    "input_norm": None,
+    "post_norm": None,
+    "router.gate": None,
+    "shared_expert": None,
+    "shared_expert.up_proj": None,
+    "mixer.out_proj": "linear_attention",
+    "mixer.norm": "linear_attention",
+    "mixer.q_proj": "full_attention",
+    "mixer.k_norm": "full_attention",
+}
+
+
+@pytest.mark.parametrize("path", STAGES)
+def test_a_stage_of_another_class_is_called(packed, sample, make_model, path):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+    before, _ = logits(model, ids, 5)
+    owner = next(layer for layer in model.layers if STAGES[path] in (None, layer.kind))
+    for name in path.split("."):
+        owner = getattr(owner, name)
+    kind = type(owner)
+    owner.__class__ = type(f"My{kind.__name__}", (Doubled, kind), {})
+    found, _ = logits(model, ids, 5)
+    assert not np.array_equal(found, before)
+    same_stage_by_stage(model, ids, found)
+
+
+VALUES = {
+    "router.norm_topk_prob": False,
+    "input_norm.eps": 1.0,
+    "post_norm.eps": 1.0,
+    "mixer.norm.eps": 1.0,
+    "mixer.q_norm.eps": 1.0,
+    "mixer.k_norm.eps": 1.0,
+    "mixer.rope_theta": 10.0,
+}
+
+
+@pytest.mark.parametrize("path", VALUES)
+def test_a_value_changed_after_a_run_is_used(packed, sample, make_model, path):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+    before, _ = logits(model, ids, 5)
+    *owners, name = path.split(".")
+    kind = "full_attention" if owners[-1] in ("q_norm", "k_norm", "mixer") else "linear_attention"
+    owner = next(layer for layer in model.layers if layer.kind == kind)
+    for part in owners:
+        owner = getattr(owner, part)
+    setattr(owner, name, VALUES[path])
+    found, _ = logits(model, ids, 5)
+    assert not np.array_equal(found, before)
+    same_stage_by_stage(model, ids, found)
+
+
+def test_a_state_of_another_type_goes_through_the_stages(packed, sample, make_model):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+    expected, _ = logits(model, ids, 5)
+    found, states = [], [SequenceState.empty(model.config, mx.bfloat16) for _ in range(2)]
+    for _ in range(2):  # what the first pass leaves is the second's
+        found.append(np.array(model(ids, states[0])))
+    np.testing.assert_allclose(found[0], expected, atol=0.1)
+    with model.intercept("layers.*", lambda result, path: None):
+        for part in found:
+            np.testing.assert_array_equal(np.array(model(ids, states[1])), part)

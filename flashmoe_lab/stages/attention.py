@@ -44,7 +44,7 @@ class GatedAttention:
     def __call__(self, x: mx.array, state: AttentionState) -> mx.array:
         """x [T, hidden] -> [T, hidden]; `state` takes the T new keys and values."""
         tokens, position = x.shape[0], state.length
-        if kernels.native_for(x.dtype) and state.keys.dtype == mx.float32:
+        if self.can_run_native(x.dtype) and state.keys.dtype == mx.float32:
             out = native.call(self.native(), x, position, *state.owned(tokens))
             state.moved(tokens)
             return out
@@ -60,6 +60,15 @@ class GatedAttention:
         out = out * mx.sigmoid(gate)
         return self.o_proj(out.reshape(tokens, -1))
 
+    def can_run_native(self, dtype: mx.Dtype) -> bool:
+        """Whether the native kernels do what the parts would: a part of another class may not."""
+        return (
+            kernels.native_for(dtype)
+            and native.exactly(Linear, self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+            and native.exactly(RMSNorm, self.q_norm, self.k_norm)
+            and self.q_norm.eps == self.k_norm.eps
+        )
+
     def native(self) -> Any:
         """The stage as the native kernels take it."""
         matrices = (
@@ -68,20 +77,18 @@ class GatedAttention:
             self.v_proj.native(),
             self.o_proj.native(),
         )
-        norms = self.q_norm.weight, self.k_norm.weight
-        return self._kept.get(
-            (*matrices, *norms),
-            lambda: native.attention(
-                *matrices,
-                *norms,
-                self.q_norm.eps,
-                self.rope_theta,
-                self.heads,
-                self.kv_heads,
-                self.head_dim,
-                self.rotary_dim,
-            ),
+        parts = (
+            *matrices,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.q_norm.eps,
+            self.rope_theta,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.rotary_dim,
         )
+        return self._kept.get(parts, lambda: native.attention(*parts))
 
     def _rotate(self, x: mx.array, position: int) -> mx.array:
         return mx.fast.rope(

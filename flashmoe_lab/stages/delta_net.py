@@ -55,7 +55,7 @@ class GatedDeltaNet:
 
     def __call__(self, x: mx.array, state: DeltaState) -> mx.array:
         """x [T, hidden] -> [T, hidden]; `state` moves on by T tokens."""
-        if kernels.native_for(x.dtype) and state.conv.dtype == mx.float32:
+        if self.can_run_native(x.dtype) and state.conv.dtype == mx.float32:
             return native.call(self.native(), x, *state.owned(x.shape[0]))
         tokens = x.shape[0]
         mixed = self._convolve(self.in_proj_qkv(x), state).astype(mx.float32)
@@ -72,6 +72,15 @@ class GatedDeltaNet:
         out = self.norm(out) * silu(z.astype(mx.float32))
         return self.out_proj(out.reshape(tokens, -1).astype(x.dtype))
 
+    def can_run_native(self, dtype: mx.Dtype) -> bool:
+        """Whether the native kernels do what the parts would: a part of another class may not."""
+        return (
+            kernels.native_for(dtype)
+            and native.exactly(Linear, self.in_proj_qkv, self.in_proj_z, self.in_proj_b)
+            and native.exactly(Linear, self.in_proj_a, self.out_proj)
+            and native.exactly(RMSNorm, self.norm)
+        )
+
     def native(self) -> Any:
         """The stage as the native kernels take it."""
         matrices = (
@@ -82,17 +91,15 @@ class GatedDeltaNet:
             self.out_proj.native(),
         )
         small = (self.conv1d, self.A_log, self.dt_bias, self.norm.weight)
+        sizes = (self.k_heads, self.k_dim, self.v_heads, self.v_dim)
         return self._kept.get(
-            (*matrices, *small),
+            (*matrices, *small, self.norm.eps, *sizes),
             lambda: native.delta_net(
                 *matrices,
                 *(mx.contiguous(part.astype(mx.float32)) for part in small),
                 self.norm.eps,
                 self.conv1d.shape[0],
-                self.k_heads,
-                self.k_dim,
-                self.v_heads,
-                self.v_dim,
+                *sizes,
             ),
         )
 
