@@ -19,7 +19,7 @@ from flashmoe_lab.plots.style import (
     styled,
 )
 from flashmoe_lab.trace import Trace
-from flashmoe_lab.trace.export import requests
+from flashmoe_lab.trace.export import block_nbytes, requests
 
 _WINDOW = 16  # tokens that the hit rate over time is averaged over
 
@@ -41,7 +41,7 @@ def reuse_distance(trace: Trace) -> Plot:
             "from": edges[:-1],
             "below": edges[1:],
             "requests": counts,
-            "lru_hit_rate": [float((again + 1 < edge).sum() / len(keys)) for edge in edges[1:]],
+            "lru_hit_rate": [float((again + 1 <= edge).sum() / len(keys)) for edge in edges[1:]],
         }
     )
     first = int((distances < 0).sum())
@@ -105,7 +105,9 @@ def hit_rate(trace: Trace) -> Plot:
     time = asked.groupby("token").hit.mean().reset_index()
     time["smoothed"] = time.hit.rolling(_WINDOW, min_periods=1).mean()
     layers = asked.groupby("layer").hit.mean().reset_index()
-    title = f"Bank hits: {asked.hit.mean():.1%} of {len(asked):,} experts asked for"
+    title = (
+        f"Bank hits, prompt included: {asked.hit.mean():.1%} of {len(asked):,} experts asked for"
+    )
     figure, axes = canvas(title, conditions(trace), columns=2, sharey=True)
     left, right = axes[0]
     left.plot(time.token, 100 * time.hit, color=SKY, linewidth=0.8, label="each pass")
@@ -145,8 +147,10 @@ def bytes_per_token(trace: Trace) -> Plot:
         if data[name].any():
             ax.bar(data.index, data[name] / 1e6, 1.0, bottom / 1e6, color=colour, label=words[name])
             bottom += data[name].to_numpy()
-    most = trace.facts["num_experts_per_tok"] * trace.facts["num_hidden_layers"]
-    nbytes = most * trace.facts["block_nbytes"] / 1e6
+    # By the layers' own K and block: an intervention may change the one, packing the other.
+    asked = requests(trace)
+    by_layer = asked[asked.token.isin(steps)].groupby("layer").size() / max(len(steps), 1)
+    nbytes = float((by_layer * block_nbytes(trace)[by_layer.index]).sum()) / 1e6
     ax.axhline(nbytes, color=GREY, linewidth=1, linestyle="--", label=f"no hits: {nbytes:.1f} MB")
     ax.set_xlabel("token")
     ax.set_ylabel("MB read")

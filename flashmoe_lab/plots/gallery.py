@@ -51,6 +51,8 @@ def draw_all(
         try:
             plot = FIGURES[name](trace)
         except ValueError as error:  # the trace lacks what this figure draws
+            for kind in formats:  # an older trace's must not pass for this one's
+                (path / f"{name}.{kind}").unlink(missing_ok=True)
             yield name, None, str(error)
             continue
         for kind in formats:

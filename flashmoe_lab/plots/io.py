@@ -1,12 +1,14 @@
 """Figures of reads: when, by which thread, from where, how fast."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from flashmoe_lab.plots.plot import Plot
-from flashmoe_lab.plots.select import busiest_token, check_layer, check_token, shown
+from flashmoe_lab.plots.select import busiest_token, check_layer, pass_of, shown
 from flashmoe_lab.plots.style import (
     BLUE,
     LANE,
@@ -39,8 +41,7 @@ def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None
     """
     check_layer(trace, layer)
     token = busiest_token(trace) if token is None else token
-    check_token(trace, token)
-    data = _timeline(trace, token, layer)
+    data = _timeline(trace, pass_of(trace, token), layer)
     reads, spans = data[data.kind == "read"], data[data.kind == "span"]
     word = shown(str(trace.tokens.set_index("token").text[token]))
     where = "" if layer is None else f", layer {layer}"
@@ -121,20 +122,15 @@ def _entries(reads: pd.DataFrame, spans: pd.DataFrame) -> list[Patch]:
 
 def io_rate(trace: Trace, token: int | None = None) -> Plot:
     """How many reads are under way, and how fast bytes come, over the run or one pass."""
-    reads, begin, end = trace.reads[trace.reads.nbytes > 0], trace.facts["start_ns"], 0
-    where = "over the run"
+    reads, where = trace.reads[trace.reads.nbytes > 0], "over the run"
+    row: Any = trace.facts
     if token is not None:
-        check_token(trace, token)
-        tokens = trace.tokens.set_index("token")
-        reads, begin, end = (
-            reads[reads.token == token],
-            tokens.start_ns[token],
-            tokens.end_ns[token],
-        )
+        reads = reads[reads.token == pass_of(trace, token)]
+        row = trace.tokens.set_index("token").loc[token]
         where = f"while token {token} went through the model"
     if reads.empty:
         raise ValueError("the trace has no reads: the bank held every expert")
-    data = _rates(reads, int(begin), int(end or reads.end_ns.max()))
+    data = _rates(reads, int(row["start_ns"]), int(row["end_ns"]))
     title = f"Reads under way and bytes a second, {where}"
     figure, axes = canvas(title, conditions(trace), rows=2, sharex=True, height=4.6)
     top, bottom = axes[:, 0]

@@ -7,7 +7,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 
 from flashmoe_lab.plots.plot import Plot
-from flashmoe_lab.plots.select import check_token, decode_tokens, shown, typical_token
+from flashmoe_lab.plots.select import decode_tokens, pass_of, shown, typical_token
 from flashmoe_lab.plots.style import (
     FAINT,
     HEAT,
@@ -67,9 +67,8 @@ def token_waterfall(trace: Trace, token: int | None = None) -> Plot:
         token: position; None takes the decode step of median time.
     """
     token = typical_token(trace) if token is None else token
-    check_token(trace, token)
-    row = trace.tokens.set_index("token").loc[token]
-    spans = trace.spans[(trace.spans.token == token) & (trace.spans.start_ns >= row.start_ns)]
+    first, row = pass_of(trace, token), trace.tokens.set_index("token").loc[token]
+    spans = trace.spans[(trace.spans.token == first) & (trace.spans.start_ns >= row.start_ns)]
     spans = spans[(spans.end_ns <= row.end_ns) & (spans.stage != "record")]
     data = pd.DataFrame(
         {
@@ -93,7 +92,12 @@ def token_waterfall(trace: Trace, token: int | None = None) -> Plot:
     ax.barh(rows, data.dur_ms, left=data.start_ms, height=0.85, color=colours)
     ax.set_ylim(layers + 0.6, -0.6 if -1 not in rows else -1.6)
     ax.set_ylabel("layer")
-    layer_ticks(ax.yaxis, layers)
+    step = 1 if layers <= 16 else layers // 8
+    ticks = {-1: "before", **{n: str(n) for n in range(0, layers, step)}, layers: "after"}
+    ax.set_yticks(
+        [n for n in ticks if n >= 0 or -1 in rows],
+        [word for n, word in ticks.items() if n >= 0 or -1 in rows],
+    )
     ax.set_xlabel("ms since the pass began")
     ax.set_xlim(0, whole)
     grid(ax, "x")
@@ -135,7 +139,7 @@ def _stage_words(stage: object, lane: object) -> str:
 
 _BY = {
     "latency": ("ms", "ms that its pass took"),
-    "entropy": ("nats", "entropy in nats of the distribution that it was drawn from"),
+    "entropy": ("nats", "entropy in nats of the model's distribution (before temperature)"),
     "bytes": ("MB", "MB read in its pass"),
 }
 
@@ -207,6 +211,6 @@ def _draw_tokens(
         word, share = shown(text, 99)[1:-1], float(norm(value))
         ax.barh(line, max(len(word), 1), left=column, height=0.92, color=colours(share))
         ink = "white" if share < 0.6 else INK
-        ax.text(column, line, word, family="monospace", size=8, va="center", color=ink)
+        ax.text(column, line, word, family="monospace", size=9, va="center", color=ink)
     ax.tick_params(colors=FAINT)
     return ScalarMappable(norm, colours)

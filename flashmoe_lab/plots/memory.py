@@ -28,7 +28,7 @@ def memory_budget(trace: Trace) -> Plot:
     facts, tokens = trace.facts, int((trace.tokens.end_ns > 0).sum())
     rows = [
         ("resident weights", facts["resident_nbytes"], BLUE, "memory"),
-        (f"KV cache, {tokens:,} tokens", facts["kv_nbytes_per_token"] * tokens, PURPLE, "memory"),
+        (f"KV cache, {tokens:,} tokens", facts["kv_nbytes"], PURPLE, "memory"),
         ("recurrent state", facts["recurrent_nbytes"], SKY, "memory"),
         (f"bank, {facts['bank_slots']:,} slots", facts["bank_nbytes"], GREEN, "memory"),
         ("page cache at the start", facts["page_cache_nbytes"], ORANGE, "operating system"),

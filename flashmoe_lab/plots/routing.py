@@ -23,6 +23,7 @@ from flashmoe_lab.plots.style import (
     styled,
 )
 from flashmoe_lab.trace import Trace
+from flashmoe_lab.trace.export import block_nbytes
 
 
 def expert_histogram(trace: Trace, layer: int | None = None, ordered: bool = True) -> Plot:
@@ -46,7 +47,7 @@ def expert_histogram(trace: Trace, layer: int | None = None, ordered: bool = Tru
         ax.fill_between(data.index, data["count"], step="mid", color=BLUE, linewidth=0)
     else:
         ax.bar(data.index, data["count"], width=0.85, color=BLUE)
-    even = data["uniform"].iloc[0]
+    even = data["uniform"].mean()  # layers may have different K
     share = data["count"].nlargest(max(1, len(data) // 4)).sum() / max(data["count"].sum(), 1)
     unused = int((data["count"] == 0).sum())
     words = f"the top quarter takes {share:.0%} of the choices; {unused} were never chosen"
@@ -93,7 +94,7 @@ def expert_heatmap(trace: Trace, ordered: bool = False) -> Plot:
     ax.set_xlabel("expert, most chosen of its layer first" if ordered else "expert")
     ax.set_ylabel("layer")
     layer_ticks(ax.yaxis, len(share))
-    even = 100 * trace.facts["num_experts_per_tok"] / experts
+    even = 100 * data["uniform"].mean() / max(tokens, 1)
     colourbar(figure, image, ax, f"% of tokens (even choice: {even:.1f} %)")
     return Plot(figure=figure, data=data.assign(share=data["count"] / max(tokens, 1)), title=title)
 
@@ -101,13 +102,13 @@ def expert_heatmap(trace: Trace, ordered: bool = False) -> Plot:
 def token_overlap(trace: Trace) -> Plot:
     """How many of a token's experts the token before it had too, by layer."""
     data = _overlap(trace)
-    facts = trace.facts
     title = "Share of a token's experts that the token before it chose too"
     figure, axes = canvas(title, conditions(trace))
     ax = axes[0, 0]
     ax.bar(data.layer, 100 * data["mean"], color=BLUE, width=0.8, label="mean over tokens")
-    even = facts["num_experts_per_tok"] / facts["num_experts"]
-    ax.axhline(100 * even, color=RED, linewidth=1.5, label=f"by chance: {even:.0%}")
+    even = 100 * data.chance
+    words = f"by chance: {data.chance.mean():.0%}"
+    ax.hlines(even, data.layer - 0.4, data.layer + 0.4, color=RED, linewidth=1.5, label=words)
     ax.set_xlabel("layer")
     ax.set_ylabel("% of experts shared")
     layer_ticks(ax.xaxis, len(data))
@@ -117,7 +118,7 @@ def token_overlap(trace: Trace) -> Plot:
 
 
 def _overlap(trace: Trace) -> pd.DataFrame:
-    """layer, mean, pairs."""
+    """layer, mean, pairs, chance: what even choices would share."""
     table = trace.routing[["token", "layer", "expert"]].drop_duplicates()
     sizes = table.groupby(["token", "layer"]).size()
     again = table.assign(token=table.token + 1)
@@ -126,7 +127,15 @@ def _overlap(trace: Trace) -> pd.DataFrame:
     sizes = sizes[[token - 1 in seen for token, _ in sizes.index]]
     share = (shared.reindex(sizes.index, fill_value=0) / sizes).reset_index(name="share")
     found = share.groupby("layer").share.agg(["mean", "size"]).reset_index()
-    return found.rename(columns={"size": "pairs"})
+    chance = _mean_k(trace)[found.layer] / trace.facts["num_experts"]
+    return found.rename(columns={"size": "pairs"}).assign(chance=chance)
+
+
+def _mean_k(trace: Trace) -> np.ndarray:
+    """Experts that a token went to, on average, by layer."""
+    layers = range(trace.facts["num_hidden_layers"])
+    counts = trace.routing.groupby("layer").token.agg(["size", "nunique"])
+    return (counts["size"] / counts["nunique"]).reindex(layers, fill_value=0).to_numpy()
 
 
 def working_set(trace: Trace) -> Plot:
@@ -146,7 +155,7 @@ def working_set(trace: Trace) -> Plot:
     ax.set_ylabel("different (layer, expert)")
     ax.set_xlim(0, data.tokens.max())
     ax.set_ylim(0)
-    megabytes = facts["block_nbytes"] / 1e6
+    megabytes = float(block_nbytes(trace).mean()) / 1e6
     scale = (lambda n: n * megabytes, lambda m: m / megabytes)
     with styled():
         right = ax.secondary_yaxis("right", functions=scale)
@@ -159,12 +168,14 @@ def working_set(trace: Trace) -> Plot:
 def _working_set(trace: Trace) -> pd.DataFrame:
     """tokens, blocks, even: distinct blocks after so many tokens, and an even router's mean."""
     facts, routing = trace.facts, trace.routing
+    if routing.empty:
+        raise ValueError("the trace has no routing: no pass went through the model")
     first = routing.groupby(["layer", "expert"]).token.min()
     count = int(routing.token.max()) + 1
     blocks = np.bincount(first, minlength=count).cumsum()
     tokens = np.arange(1, count + 1)
-    kept = 1 - facts["num_experts_per_tok"] / facts["num_experts"]
-    even = facts["num_hidden_layers"] * facts["num_experts"] * (1 - kept**tokens)
+    missed = 1 - _mean_k(trace) / facts["num_experts"]
+    even = facts["num_experts"] * (1 - missed[None] ** tokens[:, None]).sum(1)
     return pd.DataFrame({"tokens": tokens, "blocks": blocks, "even": even})
 
 

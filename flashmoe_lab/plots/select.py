@@ -38,11 +38,16 @@ def check_layer(trace: Trace, layer: int | None) -> None:
         raise ValueError(f"layer is {layer}; layers are 0 to {count - 1}")
 
 
-def check_token(trace: Trace, token: int) -> None:
-    """ValueError for a position without a pass through the model."""
-    known = trace.tokens[trace.tokens.end_ns > 0].token
-    if token not in set(known):
-        raise ValueError(f"token is {token}; positions with a pass are 0 to {known.max()}")
+def pass_of(trace: Trace, token: int) -> int:
+    """The position that the rows of a token's pass bear: its own, or its chunk's first.
+
+    Raises:
+        ValueError: the position has no pass through the model.
+    """
+    known = trace.tokens[trace.tokens.end_ns > 0].set_index("token").start_ns
+    if token not in known.index:
+        raise ValueError(f"token is {token}; positions with a pass are 0 to {known.index.max()}")
+    return int(known.index[known == known[token]].min())
 
 
 def shown(text: str, limit: int = 12) -> str:

@@ -177,12 +177,15 @@ def attention_map(trace: Trace, layer: int | None = None, head: int | None = Non
         cmap=HEAT,
         vmin=0,
         interpolation="nearest",
-        extent=(-0.5, weights.shape[1] - 0.5, positions[-1] + 0.5, positions[0] - 0.5),
-    )
+    )  # a row for each token kept: of a chunk of the prompt, its last alone
     ax.set_xlabel("position looked at")
     ax.set_ylabel("token")
     if len(positions) <= _LABELS:
         text = trace.tokens.set_index("token").text
-        ax.set_yticks(positions, [shown(str(text.get(p, "")), 10) for p in positions], size=7)
+        words = [shown(str(text.get(p, "")), 10) for p in positions]
+        ax.set_yticks(range(len(positions)), words, size=7)
+    else:
+        rows = np.linspace(0, len(positions) - 1, 9).round().astype(int)
+        ax.set_yticks(rows, positions[rows])
     colourbar(figure, image, ax, "weight")
     return Plot(figure=figure, data=data, title=title)

@@ -96,7 +96,10 @@ def canvas(
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # pyright: ignore
         axes = figure.subplots(rows, columns, squeeze=False, **grid)
     figure.suptitle(f"{title}", x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK)
-    axes[0, 0].set_title(" ", fontsize=8, pad=8)  # room for the caption, which starts further left
+    lines = "\n".join(" " for _ in caption.splitlines())
+    axes[0, 0].set_title(
+        lines, fontsize=8, pad=8
+    )  # room for the caption, which starts further left
     words = axes[0, 0].annotate(
         caption,
         xy=(0.012, 1.0),
@@ -115,10 +118,17 @@ def conditions(trace: Trace) -> str:
     facts = trace.facts
     name = str(facts["model"]).rstrip("/").rsplit("/", 1)[-1]
     bank = f"bank {facts['bank_slots']} slots" if facts["bank_keeps"] else "no bank"
+    notes = [f"lossy: {facts['lossy']}"] if facts.get("lossy") else []
+    notes += [f"intercepted {facts['intercepted']}"] if facts.get("intercepted") else []
+    ended = str(facts.get("finish_reason"))
+    notes += {"cancelled": ["stopped before its end"], "error": ["ended by an error"]}.get(
+        ended, []
+    )
     return (
         f"{name}, {facts['num_hidden_layers']} layers, experts {facts['experts']}, "
         f"K={facts['num_experts_per_tok']} of {facts['num_experts']}, {bank}, "
         f"{facts['reader']}; {facts['machine']}; trace mode {trace.mode}"
+        + (f"\n{'; '.join(notes)}" if notes else "")
     )
 
 

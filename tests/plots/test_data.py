@@ -5,6 +5,8 @@ import pytest
 
 from flashmoe_lab import plots
 from flashmoe_lab.plots.cache import stack_distances
+from flashmoe_lab.plots.style import conditions
+from flashmoe_lab.trace import Recorder
 from tests.trace.made import MS, made_trace
 
 
@@ -90,6 +92,7 @@ def test_io_rate_keeps_every_byte_and_every_moment(trace):
     assert data.most_reads.max() == 3
     waited = sum([2, 2, 4, 1, 2, 3, 2, 4, 5])  # ms from submission to end
     assert (data.mean_reads * width_s * 1e3).sum() == pytest.approx(waited)
+    assert data.ms.iloc[-1] + data.ms[1] == pytest.approx(100)  # the run's end, not the last read's
     one = plots.io_rate(trace, token=2).data
     assert one.ms.iloc[0] == 0 and one.most_reads.max() == 1
     assert (one.mb_per_s * (one.ms[1] - one.ms[0]) / 1e3).sum() == pytest.approx(1000 / 1e6)
@@ -162,8 +165,9 @@ def test_reuse_distance(trace):
     # Requests 0 1 2 5 6 7 | 0 1 6 7 | 0 3 4 5: again after 5 5 3 3, 3 and 6 others (5 comes last).
     assert data.requests.sum() == 6 and data["from"].iloc[0] == 4
     rates = (14 * data.lru_hit_rate).tolist()
-    hits = dict(zip((data.below - 1).tolist(), rates, strict=True))
-    assert hits[4] == pytest.approx(3) and hits[6] == pytest.approx(5)
+    hits = dict(zip(data.below.tolist(), rates, strict=True))  # of a bank of so many slots
+    assert hits[5] == pytest.approx(3) and hits[6] == pytest.approx(5)
+    assert hits[7] == pytest.approx(6)
     assert hits[max(hits)] == pytest.approx(6)
 
 
@@ -184,7 +188,7 @@ def test_bytes_per_token(trace):
 def test_memory_budget(trace):
     data = plots.memory_budget(trace).data.set_index("what").nbytes
     assert data.to_dict() == {
-        "resident weights": 5000, "KV cache, 4 tokens": 400, "recurrent state": 640,
+        "resident weights": 5000, "KV cache, 4 tokens": 25_600, "recurrent state": 640,
         "bank, 6 slots": 6000, "page cache at the start": 3000, "all experts": 8000,
     }  # fmt: skip
     unknown = plots.memory_budget(made_trace(page_cache_nbytes=None)).data
@@ -221,3 +225,58 @@ def test_attention_map(trace):
     assert set(mean.weight) == {0.375}
     with pytest.raises(ValueError, match="head is 2; heads are 0 to 1"):
         plots.attention_map(trace, head=2)
+
+
+def test_attention_map_has_a_row_a_token_that_was_kept():
+    """Of a chunk only the last token: positions have gaps."""
+    trace = made_trace()
+    weights = np.arange(12, dtype=np.float32).reshape(3, 1, 4)
+    trace.arrays = {"layers.1.mixer.attention": (np.array([1, 2, 3]), weights)}
+    trace.arrays["layers.1.mixer.attention"][0][0] = 0
+    ax = plots.attention_map(trace).figure.axes[0]
+    rows = np.asarray(ax.images[0].get_array())
+    assert len(rows) == 3 and rows[1].tolist()[:3] == [4, 5, 6]
+    low, high = sorted(ax.images[0].get_extent()[2:])
+    ticks = dict(zip(ax.get_yticks(), [t.get_text() for t in ax.get_yticklabels()], strict=True))
+    assert (low, high) == (-0.5, 2.5)
+    assert ticks == {0: '"a"', 1: '" c"', 2: r'"\n"'}
+
+
+@pytest.mark.parametrize("draw", [plots.io_timeline, plots.io_rate, plots.token_waterfall])
+def test_any_position_of_a_chunk_shows_its_pass(trace, draw):
+    first, second = draw(trace, token=0).data, draw(trace, token=1).data
+    assert len(first) and second.equals(first)
+
+
+def test_even_lines_follow_each_layers_own_k():
+    """A layer where an intervention left one expert."""
+    trace = made_trace()
+    trace._tables["routing"] = trace.routing.query("layer == 0 or rank == 0").reset_index(drop=True)
+    del trace.routing
+    assert plots.token_overlap(trace).data.chance.tolist() == [0.5, 0.25]
+    assert plots.working_set(trace).data.even.tolist()[:2] == [2 + 1, 3 + 1.75]
+    line = plots.expert_histogram(trace).figure.axes[0].lines[0]
+    assert np.asarray(line.get_ydata())[0] == pytest.approx((4 * 2 + 4 * 1) / 8)
+
+
+def test_layers_of_another_block_size_count_as_such():
+    trace = made_trace(layer_block_nbytes="1000,500")
+    line = plots.bytes_per_token(trace).figure.axes[0].lines[0]
+    assert np.asarray(line.get_ydata())[0] == pytest.approx((2 * 1000 + 2 * 500) / 1e6)
+
+
+def test_the_caption_says_what_was_not_the_models_own():
+    facts = {"lossy": "K=2 of the model's 3", "intercepted": "layers.0.*", "finish_reason": "error"}
+    words = conditions(made_trace(**facts))
+    assert words.endswith(
+        "\nlossy: K=2 of the model's 3; intercepted layers.0.*; ended by an error"
+    )
+    assert "\n" not in conditions(made_trace())
+    assert conditions(made_trace(finish_reason="cancelled")).endswith("stopped before its end")
+
+
+def test_figures_of_an_empty_trace_say_so():
+    recorder = Recorder()
+    recorder.begin(num_hidden_layers=2, num_experts=4, bank_keeps=False)
+    with pytest.raises(ValueError, match="no routing: no pass went through the model"):
+        plots.working_set(recorder.finish())

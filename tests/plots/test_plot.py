@@ -39,6 +39,7 @@ def test_a_notebook_gets_a_crisp_png_and_words(plot):
 def test_draw_all_draws_or_says_why(tmp_path):
     trace = made_trace()
     trace.arrays = {}
+    (tmp_path / "state_norm.svg").write_text("of an older trace")
     found = {name: (plot, why) for name, plot, why in plots.draw_all(trace, tmp_path, ["svg"])}
     assert found.keys() == plots.FIGURES.keys()
     for name, (plot, why) in found.items():
