@@ -43,7 +43,7 @@ def use(name: str | None) -> None:
 
     Raises:
         ValueError: there is no such implementation.
-        RuntimeError: the native kernels were not built.
+        RuntimeError: the native kernels were not built, or do not load.
     """
     global _used
     name = name or os.environ.get("FLASHMOE_KERNELS")
@@ -51,11 +51,11 @@ def use(name: str | None) -> None:
         raise ValueError(f"kernels are {name!r}; known are {', '.join(KERNELS)}")
     if not native.available:
         if name not in (None, "mlx"):
-            raise RuntimeError(f"kernels {name!r}: flashmoe_lab._native was not built here")
+            raise RuntimeError(f"kernels {name!r}: flashmoe_lab._native {native.missing}")
         if name is None and mx.default_device() == mx.cpu:
             warnings.warn(
-                "the native kernels were not built: this CPU computes with MLX's operations, "
-                "which is much slower",
+                f"flashmoe_lab._native {native.missing}; this CPU computes with MLX's operations "
+                "and reads with threads of Python, which is much slower",
                 stacklevel=2,
             )
         _used = "mlx"

@@ -19,12 +19,26 @@ import numpy as np
 
 from flashmoe_lab.config import Quantization
 
-try:
-    from flashmoe_lab import _native
-except ImportError:
-    _native: Any = None
 
-available: bool = _native is not None
+class _Missing:
+    """Stands for the extension module where it is not to be had."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"flashmoe_lab._native {self._why}")
+
+
+missing: str | None = None  # why the native kernels are not there; None where they are
+try:
+    import flashmoe_lab._native as _native
+except ImportError as error:
+    absent = isinstance(error, ModuleNotFoundError) and error.name == "flashmoe_lab._native"
+    missing = "was not built here" if absent else f"does not load: {error}"
+    _native: Any = _Missing(missing)
+
+available: bool = missing is None
 _KINDS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
 
@@ -44,6 +58,7 @@ def set_isa(name: str) -> None:
 
     Raises:
         ValueError: this machine does not have it.
+        RuntimeError: there are no native kernels; so too from all that follows here.
     """
     _native.set_isa(name)
 

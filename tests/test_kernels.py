@@ -148,6 +148,7 @@ def test_half_precision_is_never_native():
 def test_without_the_native_kernels(monkeypatch, use_kernels):
     """Whoever asks for nothing is told once; whoever asks for MLX is not; nothing is silent."""
     monkeypatch.setattr(kernels.native, "available", False)
+    monkeypatch.setattr(kernels.native, "missing", "was not built here")
     with pytest.warns(UserWarning, match="much slower"):
         kernels.use(None)
     assert kernels.used() == "mlx"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashmoe_lab import native
 from flashmoe_lab.storage.blocks import (
     RECORD,
     BlockBatch,
@@ -27,17 +27,15 @@ from flashmoe_lab.storage.blocks import (
 if TYPE_CHECKING:
     from flashmoe_lab.storage.reader import Reader
 
-_native: Any = None
-with suppress(ImportError):  # the package runs without it, with threads of Python
-    from flashmoe_lab import _native  # pyright: ignore[reportAttributeAccessIssue]
+_native: Any = native._native
 
 # Columns of ReadTicket.records, as in read_pool.h.
 _BLOCK, _OFFSET, _NBYTES, _GOT, _ERRNO, _START, _END, _THREAD = range(8)
 
 
 def is_built() -> bool:
-    """Whether the native reading threads are there."""
-    return hasattr(_native, "ReadPool")
+    """Whether the native reading threads are there; without them, threads of Python read."""
+    return native.available and hasattr(_native, "ReadPool")
 
 
 class NativePending:
