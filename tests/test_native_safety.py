@@ -207,7 +207,7 @@ def test_a_shared_expert_that_does_not_fit_is_refused():
             raw.SharedExpert(*(plain(*one) for one in (right | {name: shape}).values()))
 
 
-def delta_net(k_heads=1, v_heads=2, **changes):
+def delta_net(k_heads: int = 1, v_heads: int = 2, **changes: Any):
     width, channels = 4 * v_heads, 2 * 6 * k_heads + 4 * v_heads
     shapes = {"qkv": (channels, 8), "z": (width, 8), "b": (v_heads, 8), "a": (v_heads, 8)}
     matrices = [plain(*one) for one in (shapes | {"out": (8, width)} | changes).values()]
@@ -216,7 +216,7 @@ def delta_net(k_heads=1, v_heads=2, **changes):
     return raw.DeltaNet(*matrices, *vectors, 1e-6, 2, k_heads, 6, v_heads, 4)
 
 
-def attention(heads=2, kv_heads=1, rotary_dim=2, **changes):
+def attention(heads: int = 2, kv_heads: int = 1, rotary_dim: int = 2, **changes: Any):
     shapes = {"q": (8 * heads, 8), "k": (4 * kv_heads, 8), "v": (4 * kv_heads, 8)}
     matrices = [plain(*one) for one in (shapes | {"out": (8, 4 * heads)} | changes).values()]
     norms = np.zeros(4, np.float32), np.zeros(4, np.float32)
@@ -224,7 +224,8 @@ def attention(heads=2, kv_heads=1, rotary_dim=2, **changes):
 
 
 def test_a_mixer_that_does_not_fit_is_refused():
-    delta_net(), attention()
+    delta_net()
+    attention()
     for changes in ({"z": (8, 9)}, {"b": (2, 9)}, {"a": (2, 7)}, {"out": (9, 8)}):
         with pytest.raises(ValueError, match="do not fit together"):
             delta_net(**changes)
@@ -256,3 +257,56 @@ def test_a_position_outside_of_the_keys_is_refused(position):
     x, keys, values = (np.zeros(shape, np.float32) for shape in ((3, 8), (1, 8, 4), (1, 8, 4)))
     with pytest.raises(ValueError, match="no room"):
         attention()(x, 3, position, keys, values, np.empty_like(x))
+
+
+def test_a_child_of_fork_keeps_its_number_of_threads():
+    run("""
+    import os
+    raw.set_threads(3)
+    child = os.fork()
+    if not child:
+        os._exit(0 if raw.threads() == 3 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """)
+
+
+@pytest.mark.parametrize("act", ["use", "close", "drop", "drop both", "exit"])
+def test_a_child_of_fork_leaves_the_reader_behind(act):
+    """It has none of its threads: it may neither wait for them nor destroy what they wait on."""
+    run(
+        """
+    import os, signal, time
+    pool, memory = raw.ReadPool(3), np.zeros(1, np.uint8)
+    time.sleep(0.05)  # the threads sleep: they are waiters of the pool's condition
+    gate, feed = os.pipe()
+    numbers, where = np.array([[gate, 0, 1]]), np.array([[memory.ctypes.data, 1]], np.uint64)
+    def submit():
+        return pool.submit(numbers, where, memory, 1, False, False)
+    ticket = submit()
+    ticket.wait()  # a pipe cannot be read at an offset; the read has failed
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        for call in () if ACT != "use" else (submit, ticket.wait, lambda: ticket.done):
+            try:
+                call()
+            except RuntimeError as error:
+                assert "open another one" in str(error)
+            else:
+                os._exit(1)
+        if ACT == "close":
+            pool.close()
+        if ACT in ("drop", "drop both"):
+            del pool
+        if ACT == "drop both":
+            del ticket
+        if ACT == "exit":
+            sys.exit(0)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    ticket = submit()
+    ticket.wait()
+    assert ticket.done
+    pool.close()
+    """.replace("ACT", repr(act))
+    )

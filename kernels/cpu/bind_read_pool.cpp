@@ -24,7 +24,9 @@ class Ticket {
       : batch_(std::move(batch)), owner_(std::move(owner)) {}
   Ticket(const Ticket&) = delete;
   Ticket& operator=(const Ticket&) = delete;
-  ~Ticket() { wait(); }
+  ~Ticket() {
+    if (batch_->home.here()) wait();
+  }
 
   bool done() const { return batch_->done(); }
 
@@ -60,6 +62,15 @@ class Ticket {
   nb::object owner_;
 };
 
+struct BoundPool {
+  std::shared_ptr<ReadPool> pool;
+
+  explicit BoundPool(int threads) : pool(left_behind_in_children(new ReadPool(threads))) {}
+  void close() {
+    if (pool->home.here()) pool->close();
+  }
+};
+
 std::vector<Block> blocks_of(const Table<int64_t>& blocks, const Table<uint64_t>& segments) {
   if (blocks.shape(1) != 3 || segments.shape(1) != 2) {
     throw std::invalid_argument(
@@ -81,7 +92,7 @@ std::vector<Block> blocks_of(const Table<int64_t>& blocks, const Table<uint64_t>
   return found;
 }
 
-std::unique_ptr<Ticket> submit(ReadPool& pool, const Table<int64_t>& blocks,
+std::unique_ptr<Ticket> submit(BoundPool& bound, const Table<int64_t>& blocks,
                                const Table<uint64_t>& segments, nb::object owner, int64_t split,
                                bool direct, bool staged) {
   if (split < 1) throw std::invalid_argument("split must be 1 or more");
@@ -89,7 +100,7 @@ std::unique_ptr<Ticket> submit(ReadPool& pool, const Table<int64_t>& blocks,
   std::shared_ptr<Batch> batch;
   {
     nb::gil_scoped_release release;
-    batch = pool.submit(std::move(asked), {split, direct, staged});
+    batch = bound.pool->submit(std::move(asked), {split, direct, staged});
   }
   return std::make_unique<Ticket>(std::move(batch), std::move(owner));
 }
@@ -104,12 +115,12 @@ void bind_read_pool(nb::module_& module) {
            "Blocks read whole since the last call; waits for `least`, empty when no more come.")
       .def("records", &Ticket::records,
            "int64 [pieces, 8]: block, offset, nbytes, got, errno, start_ns, end_ns, thread.");
-  nb::class_<ReadPool>(module, "ReadPool", "Threads that read ranges of files into memory.")
+  nb::class_<BoundPool>(module, "ReadPool", "Threads that read ranges of files into memory.")
       .def(nb::init<int>(), "threads"_a)
       .def("submit", &submit, "blocks"_a, "segments"_a, "owner"_a.none(), "split"_a, "direct"_a,
            "staged"_a)
-      .def("close", &ReadPool::close, nb::call_guard<nb::gil_scoped_release>(),
-           "Finish what was submitted and end the threads.");
+      .def("close", &BoundPool::close, nb::call_guard<nb::gil_scoped_release>(),
+           "Finish what was submitted and end the threads; in a child of fork, nothing.");
 }
 
 }  // namespace flashmoe

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 namespace flashmoe {
 namespace {
@@ -110,6 +111,14 @@ char* page_of(std::vector<char>& staging) {
 
 }  // namespace
 
+Home::Home() : pid_(getpid()) {}
+bool Home::here() const { return getpid() == pid_; }
+void Home::require() const {
+  if (!here())
+    throw std::runtime_error("the reader belongs to process " + std::to_string(pid_) +
+                             ", which this one was forked from; open another one here");
+}
+
 Batch::Batch(std::vector<Block> blocks, Way way) : blocks_(std::move(blocks)), way_(way) {
   pieces_left_.resize(blocks_.size());
   for (size_t number = 0; number < blocks_.size(); ++number) {
@@ -153,16 +162,19 @@ std::vector<size_t> Batch::read_at_once(int thread) {
 }
 
 bool Batch::done() const {
+  home.require();
   std::lock_guard lock(mutex_);
   return left_ == 0;
 }
 
 void Batch::wait() {
+  home.require();
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return left_ == 0; });
 }
 
 std::vector<int64_t> Batch::landed(size_t least) {
+  home.require();
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return left_ == 0 || landed_.size() - given_ >= least; });
   std::vector<int64_t> found(landed_.begin() + int64_t(given_), landed_.end());
@@ -228,7 +240,8 @@ ReadPool::ReadPool(int threads) {
 }
 
 std::shared_ptr<Batch> ReadPool::submit(std::vector<Block> blocks, Way way) {
-  auto batch = std::make_shared<Batch>(std::move(blocks), way);
+  home.require();
+  const auto batch = left_behind_in_children(new Batch(std::move(blocks), way));
   const std::vector<size_t> left = batch->read_at_once(int(threads_.size()));
   {
     std::lock_guard lock(mutex_);

@@ -4,6 +4,8 @@
 // addresses; it opens nothing, and knows no layers, experts or slots.
 #pragma once
 
+#include <sys/types.h>
+
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -48,10 +50,33 @@ struct Way {
 
 constexpr int64_t ALIGNMENT = 4096;  // what O_DIRECT asks of offsets, lengths and addresses
 
+// Where something was made. A child of fork has none of its parent's threads, and finds locks and
+// conditions as they happened to be: it may use nothing of a pool, nor even destroy it.
+class Home {
+ public:
+  Home();
+  bool here() const;
+  // Throws elsewhere.
+  void require() const;
+
+ private:
+  pid_t pid_;
+};
+
+// Owns something with a home; a child's copy is never destroyed.
+template <typename T>
+std::shared_ptr<T> left_behind_in_children(T* made) {
+  return std::shared_ptr<T>(made, [](T* one) {
+    if (one->home.here()) delete one;
+  });
+}
+
 // The reads of one submission. Its memory must stay until `wait` has returned.
 class Batch {
  public:
   Batch(std::vector<Block> blocks, Way way);
+
+  const Home home;
 
   bool done() const;
   void wait();
@@ -85,6 +110,8 @@ class ReadPool {
  public:
   explicit ReadPool(int threads);
   ~ReadPool() { close(); }
+
+  const Home home;
 
   std::shared_ptr<Batch> submit(std::vector<Block> blocks, Way way);
   // Finish what was submitted and end the threads; twice is fine.

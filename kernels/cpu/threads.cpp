@@ -132,8 +132,12 @@ alignas(Owner) unsigned char one_memory[sizeof(Owner)];
 // Never destroyed: at exit its threads sleep, and a daemon thread may still call.
 Owner* owner() {
   static Owner* one = [] {
-    // A child of fork has none of the threads: it leaves the old pool behind and starts anew.
-    pthread_atfork(nullptr, nullptr, [] { new (one_memory) Owner; });
+    // A child of fork has none of the threads: it leaves the old pool behind and starts anew, with
+    // as many as were asked for.
+    pthread_atfork(nullptr, nullptr, [] {
+      const int wanted = one->wanted.load();
+      (new (one_memory) Owner)->wanted.store(wanted);
+    });
     return new (one_memory) Owner;
   }();
   return one;
