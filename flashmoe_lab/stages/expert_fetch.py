@@ -59,6 +59,7 @@ class Landing:
                 self.fetch.verify(self.placement)
                 self.records = self.fetch.count(records)
             except BaseException as error:
+                _end(self._pending)
                 self.fetch.give_up(self.placement)
                 self._error = error
                 raise
@@ -267,9 +268,13 @@ class ExpertFetch:
             part_nbytes=pool.part_nbytes,
             owner=pool,
         )
+        pending: Pending = _Ended(ReadRecords.of([]))
         try:
-            pending = self.reader.submit(batch) if self.overlap else _Ended(self.reader.read(batch))
+            pending = self.reader.submit(batch)
+            if not self.overlap:
+                pending = _Ended(pending.wait())
         except BaseException:
+            _end(pending)
             self.give_up(placement)
             raise
         landing = Landing(self, placement, pending)
@@ -311,6 +316,19 @@ class ExpertFetch:
             )
             for p, part in parts.items()
         }
+
+
+def _end(pending: Pending) -> None:
+    """Wait until no thread writes into the slots any more, however often Ctrl-C is pressed: only
+    then may others have them."""
+    while True:
+        try:
+            pending.wait()
+        except KeyboardInterrupt:
+            continue
+        except Exception:  # its owner has it already
+            return
+        return
 
 
 class _Ended:

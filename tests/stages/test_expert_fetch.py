@@ -29,12 +29,13 @@ class FailingReader(PreadReader):
         self.bad = set()
         self.asked = []
 
-    def read(self, reads):
+    def submit(self, reads):
         self.asked += [(read.layer, read.expert) for read in reads]
-        records = super().read([read for read in reads if read.expert not in self.bad])
+        pending = super().submit([read for read in reads if read.expert not in self.bad])
         if self.bad.intersection(read.expert for read in reads):
+            pending.wait()
             raise ReadError("the disk is gone")
-        return records
+        return pending
 
 
 @pytest.fixture

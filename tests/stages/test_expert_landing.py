@@ -202,3 +202,43 @@ def test_native_reads_land_whole(layers, split):
             check(fetch, placement)
             seen += placement.slots
     assert sorted(seen) == list(range(E))
+
+
+class Interrupted(HeldPending):
+    """Ctrl-C in the first two waits, before all has come."""
+
+    presses = 2
+
+    def wait(self):
+        if self.presses:
+            self.presses -= 1
+            raise KeyboardInterrupt
+        return super().wait()
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_ctrl_c_frees_no_slot_under_a_read(layers, monkeypatch, overlap):
+    """Slots are given up when nothing writes into them any more, and not before."""
+    given, came = [], []
+
+    class InterruptedReader(PreadReader):
+        def submit(self, reads):
+            if not hasattr(reads, "owner"):
+                return super().submit(reads)
+            given.append(Interrupted(self, reads))
+            return given[-1]
+
+    bank = ExpertBank(layers, None)
+    forget = bank.forget
+
+    def noted(keys):
+        came.append(len(given[0].records))
+        forget(keys)
+
+    monkeypatch.setattr(bank, "forget", noted)
+    with InterruptedReader({0: layers[0].path}) as reader:
+        fetch = ExpertFetch(layers[0], bank, reader, overlap=overlap)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(routing_of([3, 7, 0])).wait()
+    assert came[0] == 3
+    assert bank.contents() == []
