@@ -38,6 +38,9 @@ def use(name: str | None) -> None:
     """Choose what stages compute with on a CPU, for the whole process; FLASHMOE_KERNELS says it
     from the start.
 
+    `native_int` multiplies the scale of a group by that of its activations in float32, so products
+    of less than 1e-38 lose digits; scales of 1e-35 and more, and all of float16, are not touched.
+
     Args:
         name: one of KERNELS; None for the default, which is `native_int` where it was built.
 

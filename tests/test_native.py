@@ -93,7 +93,8 @@ EXTREMES = {
     "all codes 0": (0, 0.01, -0.02),
     "all codes at the top": (None, 0.01, -0.02),
     "negative scales": (None, -0.01, 0.045),
-    "subnormal scales": (None, 1e-40, 0.5),
+    "subnormal scales": (None, 1e-40, 0.0),
+    "tiny scales": (None, 1e-35, 0.0),
     "scales of zero": (None, 0.0, 0.25),
     "large scales": (None, 1e30, -1e30),
 }
@@ -110,9 +111,11 @@ def test_extreme_codes(rng, isa, quantization, extreme):
     matrix, truth = quantized(codes, scale * groups, bias * groups, quantization, mx.float32)
     x = np.abs(rng.normal(size=(1, shape[1]))).astype(np.float32)  # nothing cancels
     expected = x.astype(np.float64) @ truth.T
-    for name, allowed in (("native", EXACT), ("native_int", INTEGER)):
+    # Of a scale times that of 16-bit activations no float32 keeps more than multiples of 2**-149.
+    lost = 2.0**-150 * 2**15 * top * shape[1]
+    for name, allowed, least in (("native", EXACT, 0), ("native_int", INTEGER, lost)):
         kernels.use(name)
-        assert abs(product(matrix, x) - expected).max() <= allowed * abs(expected).max()
+        assert abs(product(matrix, x) - expected).max() <= allowed * abs(expected).max() + least
 
 
 @pytest.mark.parametrize("name", ["native", "native_int"])
