@@ -8,7 +8,7 @@ before it, so the notes themselves count with what comes after.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,11 +28,10 @@ def code(layer: int, stage: str, lane: str) -> int:
     return (layer + 1) << 16 | STAGES.index(stage) << 8 | LANES.index(lane)
 
 
-RECORD = code(-1, "record", "host")
+RECORD, SETUP, SAMPLE = (code(-1, stage, "host") for stage in ("record", "setup", "sample"))
 
 
-@dataclass(slots=True, kw_only=True)
-class Chosen:
+class Chosen(NamedTuple):
     """Which experts a layer fetched, and where the bytes were.
 
     Attributes:
@@ -44,6 +43,19 @@ class Chosen:
     fetched: Fetched
     routed_ns: int
     cached: Cached
+
+
+class Asker(NamedTuple):
+    """Asks where a layer's bytes are.
+
+    Attributes:
+        ask: the answer for any routing.
+        rule: what it answers for a single token that the router alone sent; None where that
+            depends.
+    """
+
+    ask: Callable[[Routing], Cached]
+    rule: str | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +82,9 @@ class Notes:
     """The notes of the pass under way; `taken` hands them over and begins anew.
 
     The lists stay the same objects, so that listeners can hold their `append`.
+
+    Attributes:
+        plain: whether the pass is of one token whose routing is the router's own.
     """
 
     def __init__(self) -> None:
@@ -78,6 +93,7 @@ class Notes:
         self.chosen: list[Chosen] = []
         self.routed_ns = 0
         self.cached: Cached = {}
+        self.plain = False
 
     def taken(self) -> tuple[list[int], list[tuple[int, Routing]], list[Chosen]]:
         """Marks, routings and fetches so far."""
@@ -97,8 +113,9 @@ class Notes:
 
         return listener
 
-    def routed(self, code: int, layer: int, ask: Callable[[Routing], Cached]) -> Listener:
+    def routed(self, code: int, layer: int, asker: Asker) -> Listener:
         """A listener for the router, where its result is there at once."""
+        ask, rule = asker.ask, asker.rule
         append, keep, now = self.marks.append, self.routings.append, clock
 
         def listener(routing: Routing) -> None:
@@ -106,7 +123,11 @@ class Notes:
             moment = now()
             append(moment)
             keep((layer, routing))
-            self.routed_ns, self.cached = moment, ask(routing)
+            self.routed_ns = moment
+            if rule is not None and self.plain:
+                self.cached = rule
+                return
+            self.cached = ask(routing)
             if type(self.cached) is dict:
                 append(RECORD)
                 append(now())
@@ -115,11 +136,11 @@ class Notes:
 
     def fetched(self, code: int, layer: int) -> Listener:
         """A listener for the fetch stage."""
-        append, keep, now = self.marks.append, self.chosen.append, clock
+        append, keep, now, new = self.marks.append, self.chosen.append, clock, tuple.__new__
 
         def listener(fetched: Fetched) -> None:
             append(code)
             append(now())
-            keep(Chosen(layer=layer, fetched=fetched, routed_ns=self.routed_ns, cached=self.cached))
+            keep(new(Chosen, (layer, fetched, self.routed_ns, self.cached)))  # twice as fast
 
         return listener

@@ -6,13 +6,12 @@ it for certain: direct reads never come from it, and small batches are first tri
 """
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.page_cache import Residency, resident_bytes
-from flashmoe_lab.trace_notes import Cached
+from flashmoe_lab.trace_notes import Asker, Cached
 
 SSD = "ssd"  # all of them
 OWN_THREAD = "own_thread"  # the page cache, if the run's own thread read it; else the SSD
@@ -20,7 +19,7 @@ UNKNOWN = "unknown"
 _AT_ONCE_NBYTES = 1 << 20  # as kernels/cpu/read_pool.cpp: a larger batch is not tried first
 
 
-def asker(layer: Layer) -> Callable[[Routing], Cached]:
+def asker(layer: Layer, num_experts_per_tok: int) -> Asker:
     """What answers for a layer."""
     file, bank, reader, index = (
         layer.fetch.file,
@@ -29,11 +28,11 @@ def asker(layer: Layer) -> Callable[[Routing], Cached]:
         layer.index,
     )
     if reader.name == "direct":
-        return lambda routing: SSD
+        return Asker(lambda routing: SSD, SSD)
     try:
         holds = Residency(file.path).holds
     except (NotImplementedError, PermissionError):
-        return lambda routing: UNKNOWN
+        return Asker(lambda routing: UNKNOWN, UNKNOWN)
     nbytes = file.layout.block_nbytes
     offsets = [file.offset(expert) for expert in range(file.num_experts)]
     tried = reader.name == "pread" and reader.native and not reader.staged and _can_try(layer)
@@ -48,7 +47,7 @@ def asker(layer: Layer) -> Callable[[Routing], Cached]:
         missing = [n for n in experts if not (bank.keeps and (index, n) in bank)]
         return {n: holds(offsets[n], nbytes) for n in missing}
 
-    return ask
+    return Asker(ask, OWN_THREAD if num_experts_per_tok <= most else None)
 
 
 def resident(layer: Layer) -> int | None:

@@ -22,7 +22,17 @@ from flashmoe_lab.probes import Probe
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.state import AttentionState, SequenceState
 from flashmoe_lab.trace import Recorder, Trace
-from flashmoe_lab.trace_notes import RECORD, Listener, Notes, Pass, clock, code
+from flashmoe_lab.trace_notes import (
+    RECORD,
+    SAMPLE,
+    SETUP,
+    Asker,
+    Listener,
+    Notes,
+    Pass,
+    clock,
+    code,
+)
 from flashmoe_lab.trace_rows import write_rows
 from flashmoe_lab.trace_sources import asker, resident
 from flashmoe_lab.watch import Watch, finish
@@ -58,6 +68,7 @@ class Tracer(Watch):
         self._conditions, self._probes = conditions, probes
         self.every_stage = self._exact = recorder.facts["mode"] == "stages"
         self._notes = Notes()
+        self._head_waited = self._notes.mark(code(-1, "lm_head", "wait"))
         self._passes: list[Pass] = []
         self._spans: list[tuple[int, int, int, int]] = []  # between passes
         self._pass: Pass | None = None
@@ -87,12 +98,15 @@ class Tracer(Watch):
             found |= {f"layers.{layer.index}.{name}": fn for name, fn in by(layer).items()}
         return found
 
+    def _asker(self, layer: Layer) -> Asker:
+        return asker(layer, self.recorder.facts["num_experts_per_tok"])
+
     def _by_call(self, layer: Layer) -> dict[str, Listener]:
         """Where a layer is two native calls, with the fetch between them, or, if somebody else
         wants its stages, computes each at once."""
         notes, index = self._notes, layer.index
         return {
-            "router": notes.routed(code(index, "to_router", "compute"), index, asker(layer)),
+            "router": notes.routed(code(index, "to_router", "compute"), index, self._asker(layer)),
             "shared_expert": notes.mark(code(index, "shared_expert", "compute")),
             "fetch": notes.fetched(code(index, "fetch", "io"), index),
             "block": notes.mark(code(index, "experts", "compute")),
@@ -103,7 +117,7 @@ class Tracer(Watch):
         experts, the run waits for their numbers; waiting for them here adds nothing."""
         notes, index = self._notes, layer.index
         submitted = notes.mark(code(index, "submit", "host"))
-        routed = notes.routed(code(index, "router", "wait"), index, asker(layer))
+        routed = notes.routed(code(index, "router", "wait"), index, self._asker(layer))
         held: list[Routing] = []
 
         def wait(result: object) -> None:
@@ -127,7 +141,7 @@ class Tracer(Watch):
         residual = notes.mark(code(index, "residual", "compute"))
         listeners["block"] = self._after_evaluating(residual)
         listeners["mixer"] = self._after_evaluating(marks["mixer"], layer)
-        routed = notes.routed(code(index, "router", "compute"), index, asker(layer))
+        routed = notes.routed(code(index, "router", "compute"), index, self._asker(layer))
         listeners["router"] = self._after_evaluating(routed)
         listeners["fetch"] = self._after_evaluating(
             notes.fetched(code(index, "fetch", "io"), index)
@@ -199,9 +213,10 @@ class Tracer(Watch):
         now, picked, self._picked = clock(), self._picked, None
         position, self._state = state.length, state
         self._length = position + len(tokens)
-        self._intercepted |= dict.fromkeys(self.model.intercepted)
-        stage = "setup" if picked is None else "sample"
-        self._spans.append((position, code(-1, stage, "host"), self._since, now))
+        intercepted = self.model.intercepted
+        self._intercepted |= dict.fromkeys(intercepted)
+        self._notes.plain = len(tokens) == 1 and not intercepted
+        self._spans.append((position, SETUP if picked is None else SAMPLE, self._since, now))
         self._pass = Pass(
             phase=phase,
             tokens=tokens,
@@ -217,7 +232,7 @@ class Tracer(Watch):
         """Keep the pass; make rows of all once they are many."""
         done, notes = self._pass, self._notes
         assert done is not None
-        notes.mark(code(-1, "lm_head", "wait"))(None)
+        self._head_waited(None)
         done.marks, done.routings, done.chosen = notes.taken()
         done.end_ns = self._since = done.marks[-1]
         self._passes.append(done)
@@ -244,16 +259,17 @@ class Tracer(Watch):
             self._pass.marks, _, self._pass.chosen = self._notes.taken()
             self._passes.append(self._pass)
         elif self._picked is not None:  # a last token never goes through the model
-            self._spans.append((self._length, code(-1, "sample", "host"), self._since, now))
+            self._spans.append((self._length, SAMPLE, self._since, now))
             self._passes.append(_unrun(self._picked, self._length))
-        self._since = now
+        self._since, note_ns = now, _note_ns()
         self._flush()
         write_rows(self.recorder, [], self._spans, self.text)
         self.trace = self.recorder.finish(
             finish_reason=finish_reason,
             error=error,
             intercepted=",".join(self._intercepted),
-            record_ns=self._written_ns + self._noted_ns(),
+            # Notes were taken while tokens were under way: their number by the time of one.
+            record_ns=self._written_ns + round(note_ns * self.recorder.tables["spans"].rows),
             **_held_by(self._state),
         )
 
@@ -266,12 +282,11 @@ class Tracer(Watch):
         self._written_ns += now - start + _asked_ns(passes)
         self._since = now
 
-    def _noted_ns(self) -> int:
-        """What the notes took: their number by the time of one, measured here."""
-        notes = Notes()
-        listener = notes.mark(RECORD)
-        one = timeit(lambda: listener(None), number=1000) * 1e6
-        return round(one * self.recorder.tables["spans"].rows)
+
+def _note_ns() -> float:
+    """What one note takes, measured here."""
+    listener = Notes().mark(RECORD)
+    return timeit(lambda: listener(None), number=1000) * 1e6
 
 
 def _unrun(picked: tuple[int, np.ndarray], position: int) -> Pass:

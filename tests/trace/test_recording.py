@@ -150,7 +150,7 @@ def test_reads_are_all_there(open_engine, packed, kernel_set, mode, bank_gb):
 @pytest.mark.parametrize("mode", MODES)
 def test_spans_lie_in_the_run_one_after_another(open_engine, packed, kernel_set, mode):
     with open_engine(packed("golden/hf", 4), bank_gb=0.0) as engine:
-        trace = _run(engine, mode, tokens=40).trace
+        trace = _run(engine, mode, tokens=80).trace
     spans, facts = trace.spans, trace.facts
     assert (spans.start_ns.to_numpy()[1:] >= spans.end_ns.to_numpy()[:-1]).all()
     assert (spans.end_ns >= spans.start_ns).all()

@@ -124,7 +124,7 @@ def test_what_probes_take_is_recording(open_engine, packed, kernel_set, mode, mo
 
 def test_nothing_lies_between_spans(open_engine, packed, kernel_set):
     with open_engine(packed("golden/hf", 4), bank_gb=0.0) as engine:
-        trace = _trace(engine, "flow", tokens=40)
+        trace = _trace(engine, "flow", tokens=80)
     starts, ends = trace.spans.start_ns.to_numpy(), trace.spans.end_ns.to_numpy()
     assert (starts[1:] == ends[:-1]).all() and starts[0] == trace.facts["start_ns"]
     assert trace.closure > 0.95
