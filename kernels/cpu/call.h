@@ -1,4 +1,4 @@
-// One call of the kernels from Python: it holds no GIL, and settings stay as they are until it ends.
+// One call of the kernels from Python: it holds no GIL, and settings stay as they are to its end.
 #pragma once
 
 #include <nanobind/nanobind.h>

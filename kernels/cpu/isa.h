@@ -11,8 +11,8 @@ struct Kernels;
 // Every set that was built and that this machine has, the best first; "portable" is the last.
 const std::vector<std::string>& isas();
 
-// The set in use. It is the best unless FLASHMOE_ISA or set_isa names a lower one; set_isa waits for
-// calls under way.
+// The set in use. It is the best unless FLASHMOE_ISA or set_isa names a lower one; set_isa waits
+// for calls under way.
 std::string isa();
 void set_isa(const std::string& name);
 

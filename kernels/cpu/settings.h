@@ -5,7 +5,7 @@
 
 namespace flashmoe {
 
-// Held shared by every call from its first to its last step, and alone by whoever changes a setting.
+// Held shared by every call from its first step to its last, alone by whoever changes a setting.
 std::shared_mutex& settings();
 
 }  // namespace flashmoe
