@@ -226,6 +226,7 @@ def attention(heads: int = 2, kv_heads: int = 1, rotary_dim: int = 2, **changes:
 def test_a_mixer_that_does_not_fit_is_refused():
     delta_net()
     attention()
+    changes: dict[str, Any]
     for changes in ({"z": (8, 9)}, {"b": (2, 9)}, {"a": (2, 7)}, {"out": (9, 8)}):
         with pytest.raises(ValueError, match="do not fit together"):
             delta_net(**changes)
@@ -310,3 +311,29 @@ def test_a_child_of_fork_leaves_the_reader_behind(act):
     pool.close()
     """.replace("ACT", repr(act))
     )
+
+
+@pytest.fixture(params=native.isas())
+def isa(request):
+    before = raw.isa()
+    raw.set_isa(request.param)
+    yield
+    raw.set_isa(before)
+
+
+def test_silu_of_what_is_far_below_zero_is_nothing(isa):
+    """Its limit is 0; a NaN stays in sight."""
+
+    def one(value):
+        return raw.Matrix(np.array([[value]], np.float32), None, None, 0, 0, "float32")
+
+    def silu(value):
+        out = np.empty((1, 1), np.float32)
+        raw.SharedExpert(one(value), one(1), one(1), one(0))(np.ones((1, 1), np.float32), 1, out)
+        return 2 * float(out[0, 0])  # sigmoid(0) of it came
+
+    for value in (-89.0, -200.0, -1e30, -3e38, -np.inf):
+        assert abs(silu(value)) < 1e-35
+    assert np.isnan(silu(np.nan)) and silu(np.inf) == np.inf
+    for value in (-87.0, -3.0, 3.0, 100.0):
+        np.testing.assert_allclose(silu(value), value / (1 + np.exp(-value)), rtol=1e-6)

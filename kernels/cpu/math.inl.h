@@ -15,7 +15,8 @@ inline F exp(F x) {
   return mul(p, power(n));
 }
 inline F sigmoid(F x) { return div(all(1.0f), add(all(1.0f), exp(sub(zero(), x)))); }
-inline F silu(F x) { return mul(x, sigmoid(x)); }
+// Below -88 exp ends, and an x that goes on would grow again. A NaN stays one.
+inline F silu(F x) { return mul(max(all(-88.0f), x), sigmoid(x)); }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
