@@ -4,7 +4,8 @@ Settings run in turn, several times over and in reversed order every second time
 that warms up or is disturbed does not favour one of them. Beside every speed stand its spread, its
 ratio to the resident run of the same K, and whether its logits equal that run's, bit for bit. Reads
 through the page cache are warm unless --cold empties it before each run; direct reads are always
-cold. Tokens are random, so that experts vary; nothing is sampled.
+cold. A cold run has no warm-up token, which would bring experts back. Tokens are random, so that
+experts vary; nothing is sampled.
 
     python benchmarks/decode.py                                     a small model, a few seconds
     python benchmarks/decode.py --geometry 397b --layers 4 --bank-gb 2 --cold --k 4 10
@@ -135,8 +136,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--split", type=int, default=1)
     parser.add_argument("--streamed-only", action="store_true", help="no resident run")
-    parser.set_defaults(prompt=1, prefill_chunk=512, num_experts_per_tok=None, warmup=True)
-    return parser.parse_args()
+    parser.set_defaults(prompt=1, prefill_chunk=512, num_experts_per_tok=None)
+    options = parser.parse_args()
+    options.warmup = not options.cold
+    return options
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emptied import empty
+
 import flashmoe_lab as fl
 from flashmoe_lab.checkpoint.synthetic import SyntheticSource
 from flashmoe_lab.config import geometries, read_json
-from flashmoe_lab.storage.page_cache import evict
+from flashmoe_lab.storage.page_cache import resident_bytes, warm
 
 TINY = Path(__file__).parents[1] / "data" / "tiny.json"
 
@@ -29,8 +31,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def opened(options: argparse.Namespace) -> Iterator[Path]:
-    """The packed directory; a synthetic one is deleted afterwards."""
+    """The packed directory, in the page cache unless `cold`; a synthetic one is deleted
+    afterwards."""
     if options.model is not None:
+        _warm(options, options.model)
         yield options.model
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -39,13 +43,19 @@ def opened(options: argparse.Namespace) -> Iterator[Path]:
         source = SyntheticSource(config, options.layers, quantization, options.seed)
         path = Path(folder) / "packed"
         fl.pack(fl.PackPlan.make(source, path, fl.PackSettings.of(None)))
+        _warm(options, path)
         yield path
 
 
 def chill(path: Path) -> None:
-    """Drop the experts from the page cache."""
-    for file in (path / "experts").iterdir():
-        evict(file)
+    """Drop the experts from the page cache; stops everything where some stay."""
+    empty((path / "experts").iterdir())
+
+
+def _warm(options: argparse.Namespace, path: Path) -> None:
+    if not options.cold:
+        for file in (path / "experts").iterdir():
+            warm(file)
 
 
 def conditions(options: argparse.Namespace, path: Path) -> dict[str, Any]:
@@ -55,5 +65,11 @@ def conditions(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     return {
         "bits": quantization.bits if quantization else None,
         "layers": checkpoint.config.num_hidden_layers,
-        "page_cache": "emptied before each run" if options.cold else "warm",
+        "page_cache": "emptied before each run" if options.cold else _warmth(path),
     }
+
+
+def _warmth(path: Path) -> str:
+    files = list((path / "experts").iterdir())
+    share = sum(map(resident_bytes, files)) / sum(file.stat().st_size for file in files)
+    return "warm" if share > 0.999 else f"{share:.0%} warm"

@@ -28,11 +28,13 @@ from typing import Any
 
 import memory_limit
 import numpy as np
+from emptied import empty
 from interleave import Samples, order
 from record import record
 
+from flashmoe_lab import native
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
-from flashmoe_lab.storage.page_cache import evict, warm
+from flashmoe_lab.storage.page_cache import warm
 
 HERE = Path(__file__).parent
 
@@ -116,8 +118,7 @@ def run_once(options: argparse.Namespace, peer: Peer) -> dict[str, float | None]
     limit = None
     if options.limit_gib is not None:
         limit = round(options.limit_gib * 2**30)
-        for file in files_of(options):
-            evict(file)
+        empty(files_of(options))
     elif peer.maps is not None:
         warm(peer.maps)
     done = memory_limit.run(peer.command, limit, timeout=options.timeout)
@@ -181,7 +182,7 @@ def report(
                 bits=_bits(checkpoint),
                 layers=layers,
                 page_cache=where,
-                threads=options.threads,
+                threads=_threads(options, name),
                 prompt=_count(options, name, "prompt"),
                 tokens=_count(options, name, "tokens"),
                 settings=options.settings,
@@ -198,6 +199,13 @@ def _count(options: argparse.Namespace, name: str, what: str) -> int:
         given = getattr(options, f"llama_{what}")
         return options.tokens if given is None else given
     return getattr(options, what)
+
+
+def _threads(options: argparse.Namespace, name: str) -> int | None:
+    """Of a program's arithmetic; mlx-lm chooses for itself."""
+    if name.startswith("llama"):
+        return options.threads
+    return native.threads() if name == "flashmoe_lab" else None
 
 
 def _bits(checkpoint: PackedCheckpoint) -> int | None:

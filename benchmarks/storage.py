@@ -2,8 +2,9 @@
 
 Each reader reads batches of K random blocks, as a layer of a decode step does, and waits for each
 batch. Beside them stand raw direct reads of the same blocks: threads that each loop over
-preadv(2) with O_DIRECT, with no batches to wait for, which is what the device gives. Every block
-that was read is compared with the file once. "cold" empties the page cache of the file before each
+preadv(2) with O_DIRECT, with no batches to wait for, which is what the device gives. Before a
+reader is timed it reads blocks that are compared with the file, each one; of what is timed the last
+batch is. "cold" empties the page cache of the file before each
 repetition; direct reads never use it. The order is interleaved and reversed every second time.
 
     python benchmarks/storage.py               a file of 1 GB, blocks as the 397B's at 4 bits
@@ -23,12 +24,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from emptied import empty
 from interleave import interleave
 from record import record
 
 from flashmoe_lab.storage import native_crew
 from flashmoe_lab.storage.blocks import BlockBatch
-from flashmoe_lab.storage.page_cache import evict, resident_bytes, warm
+from flashmoe_lab.storage.page_cache import resident_bytes, warm
 from flashmoe_lab.storage.reader import Reader
 from flashmoe_lab.storage.ways import open_reader
 
@@ -59,14 +61,19 @@ class Bench:
         self.file, self.options = file, options
         self.block_nbytes = options.block_nbytes
         self.blocks = (file.stat().st_size - options.first) // self.block_nbytes
-        self.batch = min(options.batch, self.blocks)
+        if self.blocks < 2:
+            raise SystemExit(f"{file}: it has {self.blocks} blocks; 2 are the least")
+        self.batch = min(options.batch, self.blocks - 1)
+        self.checked: set[str] = set()
         self.memory = aligned_memory(self.batch * self.block_nbytes)
         self.rng = np.random.default_rng(0)
 
-    def choose(self) -> np.ndarray:
-        """Blocks of one repetition, [batches, batch]; no block twice, so none is warm by itself."""
-        count = min(self.blocks // self.batch, max(1, self.options.batches))
-        return self.rng.permutation(self.blocks)[: count * self.batch].reshape(count, -1)
+    def choose(self) -> tuple[np.ndarray, np.ndarray]:
+        """One block to open the file with, and those of a repetition, [batches, batch]; no block
+        twice, so none is warm by itself."""
+        count = min((self.blocks - 1) // self.batch, max(1, self.options.batches))
+        order = self.rng.permutation(self.blocks)[: 1 + count * self.batch]
+        return order[:1], order[1:].reshape(count, -1)
 
     def batch_of(self, blocks: np.ndarray) -> BlockBatch:
         """Blocks to read into the memory, one after another."""
@@ -82,22 +89,35 @@ class Bench:
 
     def measure(self, case: Case) -> float:
         """Gigabytes per second of one repetition."""
-        chosen = self.choose()
+        first, chosen = self.choose()
+        if case.way != "raw" and case.name not in self.checked:
+            with self._reader(case) as reader:
+                self._read_checked(reader, chosen)
+            self.checked.add(case.name)
         if case.cold:
-            evict(self.file)
+            empty([self.file])
         else:
             warm(self.file)
         if case.way == "raw":
             took = raw_direct(self.file, self.options.first, self.block_nbytes, chosen, case)
         else:
-            crew, _, way = case.way.partition(" ")
-            settings = {"threads": case.threads, "split": case.split, "native": crew == "native"}
-            with open_reader(way, {0: self.file}, **settings) as reader:
-                took = self._read(reader, chosen)
+            with self._reader(case) as reader:
+                took = self._read(reader, first, chosen)
         return chosen.size * self.block_nbytes / took / 1e9
 
-    def _read(self, reader: Reader, chosen: np.ndarray) -> float:
-        reader.read(self.batch_of(chosen[0][:1]))  # opens the file and wakes the threads
+    def _reader(self, case: Case) -> Reader:
+        crew, _, way = case.way.partition(" ")
+        settings = {"threads": case.threads, "split": case.split, "native": crew == "native"}
+        return open_reader(way, {0: self.file}, **settings)
+
+    def _read_checked(self, reader: Reader, chosen: np.ndarray) -> None:
+        for blocks in chosen:
+            self.memory[:] = 0
+            reader.read(self.batch_of(blocks))
+            self._check(np.sort(blocks))
+
+    def _read(self, reader: Reader, first: np.ndarray, chosen: np.ndarray) -> float:
+        reader.read(self.batch_of(first))  # opens the file and wakes the threads
         start = time.perf_counter()
         for blocks in chosen:
             reader.read(self.batch_of(blocks))
