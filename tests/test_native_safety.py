@@ -337,3 +337,20 @@ def test_silu_of_what_is_far_below_zero_is_nothing(isa):
     assert np.isnan(silu(np.nan)) and silu(np.inf) == np.inf
     for value in (-87.0, -3.0, 3.0, 100.0):
         np.testing.assert_allclose(silu(value), value / (1 + np.exp(-value)), rtol=1e-6)
+
+
+def test_room_for_many_tokens_is_given_back():
+    """After some tokens of decoding, and not between two chunks."""
+    expert = raw.SharedExpert(plain(512, 32), plain(512, 32), plain(32, 512), plain(1, 32))
+
+    def held(tokens, times=1):
+        x, out = (np.zeros((tokens, 32), np.float32) for _ in range(2))
+        for _ in range(times):
+            expert(x, tokens, out)
+        return raw.scratch_nbytes()
+
+    few, many = held(1), held(4000)
+    assert many > few + 16_000_000
+    assert held(1, 100) == many and held(4000) == many and held(1, 100) == many
+    assert held(1, 200) < few + 2_000_000
+    assert held(4000) == many

@@ -12,6 +12,7 @@
 #include "isa.h"
 #include "linear.h"
 #include "router.h"
+#include "scratch.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -248,6 +249,7 @@ NB_MODULE(_native, module) {
   module.def("threads", &threads);
   module.def("set_threads", &set_threads, nb::call_guard<nb::gil_scoped_release>());
   module.def("available_threads", &available_threads);
+  module.def("scratch_nbytes", &scratch_nbytes);
   module.def("integer", &integer_mode);
   module.def("set_integer", &set_integer_mode, nb::call_guard<nb::gil_scoped_release>());
   bind_matrix(module);
