@@ -139,7 +139,7 @@ def _stage_words(stage: object, lane: object) -> str:
 
 _BY = {
     "latency": ("ms", "ms that its pass took"),
-    "entropy": ("nats", "entropy in nats of the model's distribution (before temperature)"),
+    "entropy": ("nats", "the model's entropy in nats, before temperature"),
     "bytes": ("MB", "MB read in its pass"),
 }
 
@@ -211,6 +211,6 @@ def _draw_tokens(
         word, share = shown(text, 99)[1:-1], float(norm(value))
         ax.barh(line, max(len(word), 1), left=column, height=0.92, color=colours(share))
         ink = "white" if share < 0.6 else INK
-        ax.text(column, line, word, family="monospace", size=9, va="center", color=ink)
+        ax.text(column, line, word, family="monospace", size=9.5, va="center", color=ink)
     ax.tick_params(colors=FAINT)
     return ScalarMappable(norm, colours)
