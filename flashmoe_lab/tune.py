@@ -46,6 +46,7 @@ class Row:
         settings: what the engine would be given for it.
         speed: GB/s, the median.
         error: relative rms against the reference; of a reader 0 where every byte was right, else 1.
+        cached_nbytes: of a reader, what the page cache still held after it was emptied, the most.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Row:
     settings: dict[str, Any]
     speed: float
     error: float
+    cached_nbytes: int = 0
 
     @property
     def right(self) -> bool:
@@ -98,6 +100,8 @@ class Tuning:
                 note = "" if row.right else "  WRONG, not to be chosen"
                 if kind == "kernels":
                     note = f"  error {row.error:.1e}{note}"
+                if row.cached_nbytes:
+                    note += f"  not cold: {row.cached_nbytes:,} bytes stayed in the page cache"
                 lines.append(f"{mark} {kind:8}{row.name:32}{row.speed:>8.2f} GB/s{note}")
         return "\n".join(lines)
 
@@ -167,20 +171,21 @@ def _readers(
             continue  # is there to compare, not to be tuned
         settings = {"reader": name, "threads": number, "split": split}
         told(f"{name}, {number} threads, split {split}")
-        speed, right = _read(layer, pool, settings, repetitions)
+        speed, right, cached = _read(layer, pool, settings, repetitions)
         yield Row(
             kind="reader",
             name=f"{name}, {number} threads, split {split}",
             settings=settings,
             speed=speed,
             error=0.0 if right else 1.0,
+            cached_nbytes=cached,
         )
 
 
 def _read(
     layer: LayerFile, pool: SlotPool, settings: dict[str, Any], repetitions: int
-) -> tuple[float, bool]:
-    rng, speeds, right = np.random.default_rng(0), list[float](), True
+) -> tuple[float, bool, int]:
+    rng, speeds, right, cached = np.random.default_rng(0), list[float](), True, 0
     with open_reader(
         settings["reader"],
         {layer.layer: layer.path},
@@ -189,7 +194,7 @@ def _read(
         staged=pool.form == "stacked",
     ) as reader:
         for _ in range(repetitions):
-            evict(layer.path)
+            cached = max(cached, evict(layer.path))
             rounds = max(1, min(8, layer.num_experts // pool.slots))
             order = rng.permutation(layer.num_experts)[: rounds * pool.slots]
             seconds = 0.0
@@ -207,7 +212,7 @@ def _read(
                 seconds += time.perf_counter() - start
             speeds.append(order.size * layer.layout.block_nbytes / seconds / 1e9)
             right &= _equal(layer, pool, np.sort(order.reshape(rounds, -1), axis=1)[-1])
-    return statistics.median(speeds), right
+    return statistics.median(speeds), right, cached
 
 
 def _equal(layer: LayerFile, pool: SlotPool, experts: np.ndarray) -> bool:

@@ -105,3 +105,16 @@ def test_command(checkpoint, capsys):
     printed = capsys.readouterr()
     assert "* kernels" in printed.out and "fl.load(..., reader=" in printed.out
     assert "tune: pread, 2 threads, split 1" in printed.err
+
+
+def test_a_cache_that_stays_is_told(checkpoint, monkeypatch):
+    """Readers that were not cold say so, in the table that is kept too."""
+    left = iter([0, 4096, 0] + 10 * [0])
+    monkeypatch.setattr(tune, "evict", lambda path: next(left))
+    tune.tune(checkpoint, threads=(1,), splits=(1,), repetitions=3)
+    found = tune.recommended(checkpoint)
+    assert found is not None
+    cached = [r.cached_nbytes for r in found.rows if r.kind == "reader"]
+    assert cached == [4096, 0, 0]
+    told = [one for one in found.table().splitlines() if "4,096 bytes stayed" in one]
+    assert len(told) == 1
