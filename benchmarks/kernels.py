@@ -1,9 +1,11 @@
 """The native kernels one by one: gigabytes per second beside a plain read of the same bytes.
 
-A working set is larger than the last-level cache: it is made of many matrices, each read once a
-repetition. Every case runs in turn with the plain read, `--repetitions` times, in reversed order
-every second time. Products that are bound by arithmetic say multiplications per second instead.
-Errors are relative rms against float64.
+What is held against a plain read has a working set larger than the last-level cache, or says that
+it has not: many matrices, each read once a repetition. Products of many tokens are bound by
+arithmetic and say multiplications per second instead; they go through four matrices, which the
+cache may hold. Every case runs in turn with the plain read, `--repetitions` times, in reversed
+order every second time. Errors are relative rms against float64, of every operation; one over its
+bound ends in exit code 1.
 
     python benchmarks/kernels.py                        half a gigabyte, a minute or two
     python benchmarks/kernels.py --gigabytes 2 --json results.jsonl
@@ -24,10 +26,12 @@ from flashmoe_lab.checkpoint.quantize import dequantize_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 from interleave import interleave  # noqa: E402
+from kernel_truths import attention_truth, delta_truth  # noqa: E402
 from record import record  # noqa: E402
 
 COLUMNS, ROWS = 4096, 1024  # of one matrix
 VARIANTS = ("native", "native_int")
+BOUNDS = {"native": 1e-5, "native_int": 1e-3}  # of the relative rms error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,35 +48,54 @@ class Case:
     run: Callable[[], Any]
     work: float
     unit: str
+    error_rms: float
     beside: bool = True
-    error_rms: float | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def right(self) -> bool:
+        """Whether the error is in bounds; NaN is not."""
+        return self.error_rms <= BOUNDS[self.variant]
 
 
 def main() -> int:
-    """Measure and print; 1 without native kernels."""
+    """Measure and print; 1 without native kernels, or where one is wrong."""
     options = _options()
     if not native.available:
         print("flashmoe_lab._native was not built here", file=sys.stderr)
         return 1
+    print(f"last-level cache: {last_level_cache() >> 20} MiB")
+    right = True
     print(f"{'case':<34}{'variant':<12}{'threads':>8}{'median':>9} {'':<8}{'read':>7}  rms error")
     for threads in options.threads:
         native.set_threads(threads)
         for bits in options.bits:
             matrices = _Matrices(Quantization(bits=bits), options.gigabytes)
-            _measure([matrices.matvec(name) for name in VARIANTS], matrices.memory, options)
-            _measure([matrices.matmul(name, 512) for name in VARIANTS], matrices.memory, options)
+            one, many = ([m(name) for name in VARIANTS] for m in (matrices.matvec, matrices.matmul))
+            right &= _measure(one, matrices.memory, options)
+            right &= _measure(many, matrices.memory, options)
         experts = _Experts(options.gigabytes)
-        _measure([experts.token(name, 10) for name in VARIANTS], experts.memory, options)
+        right &= _measure([experts.token(name, 10) for name in VARIANTS], experts.memory, options)
         attention = _Attention(32768)
-        _measure([attention.decode()], attention.memory, options)
+        right &= _measure([attention.decode()], attention.memory, options)
         delta = _Delta(64)
-        _measure([delta.decode()], delta.memory, options)
-    return 0
+        right &= _measure([delta.decode()], delta.memory, options)
+    return 0 if right else 1
 
 
-def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Namespace) -> None:
-    """Run cases in turn with a plain read of `memory`; print and record."""
+def last_level_cache() -> int:
+    """Bytes; 0 where the system does not say."""
+    found = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+        found.append(int(text.rstrip("KM")) * unit)
+    return max(found)
+
+
+def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Namespace) -> bool:
+    """Run cases in turn with a plain read of `memory`; print, record, and say whether all are
+    right."""
     by_name = {case.variant: case for case in cases}
 
     def timed(run: Callable[[], Any]) -> float:
@@ -85,6 +108,7 @@ def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Name
 
     runs = {name: speed_of(case) for name, case in by_name.items()}
     nbytes = sum(part.nbytes for part in memory) / 1e9
+    cached = cases[0].beside and nbytes * 1e9 <= last_level_cache()
 
     def plain() -> None:
         for part in memory:
@@ -99,7 +123,8 @@ def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Name
         speed = found[name]
         ratio = speed.median / found["read"].median if case.beside else None
         shown = "" if ratio is None else f"{ratio:.2f}"
-        error = "" if case.error_rms is None else f"{case.error_rms:.1e}"
+        error = f"{case.error_rms:.1e}" + ("" if case.right else "  WRONG")
+        error += "  (its memory fits in the cache)" if cached else ""
         print(
             f"{case.name:<34}{name:<12}{native.threads():>8}{speed.median:>9.1f} "
             f"{case.unit:<8}{shown:>7}  {error}",
@@ -120,8 +145,10 @@ def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Name
             threads=native.threads(),
             isa=native.isa(),
             page_cache="not used",
+            last_level_cache_nbytes=last_level_cache(),
             **case.conditions,
         )
+    return all(case.right for case in cases)
 
 
 class _Matrices:
@@ -159,7 +186,7 @@ class _Matrices:
         nbytes = sum(part.nbytes for part in self.memory)
         return self._case("dequant_matvec", variant, run, nbytes / 1e9, "GB/s", True, out, 1)
 
-    def matmul(self, variant: str, tokens: int) -> Case:
+    def matmul(self, variant: str, tokens: int = 512) -> Case:
         x, out = self._x[:tokens], np.empty((tokens, ROWS), np.float32)
 
         def run() -> None:
@@ -215,6 +242,19 @@ class _Experts:
             stacks.append(_matrix(codes, scales, biases, quantization, True))
         self._stacks = tuple(stacks)
         self._x = rng.normal(size=(1, self.HIDDEN)).astype(np.float32)
+        self._truth = kernels.expert_mlp_reference(
+            self._x.astype(np.float64),
+            {
+                name: dequantize_reference(
+                    codes[0], _float(scales[0]), _float(biases[0]), quantization
+                )
+                for name, codes, scales, biases in zip(
+                    ("gate_proj", "up_proj", "down_proj"),
+                    *(self.memory[part::3] for part in range(3)),
+                    strict=True,
+                )
+            },
+        )
 
     def token(self, variant: str, k: int) -> Case:
         zeros = np.zeros(k, np.int64)
@@ -224,9 +264,12 @@ class _Experts:
             for first in range(0, self.slots - k + 1, k):
                 native.expert_mlp(self._stacks, self._x, zeros, np.arange(first, first + k))
 
+        kernels.use(variant)
+        found = native.expert_mlp(self._stacks, self._x, zeros, np.arange(k))
         return Case(
             name="expert_mlp, 4 bits, 397B",
             variant=variant,
+            error_rms=_error(found, np.tile(self._truth, (k, 1))),
             run=run,
             work=self.slots // k * k * 7_077_888 / 1e9,
             unit="GB/s",
@@ -249,6 +292,12 @@ class _Attention:
             *(_plain(weight) for weight in weights), ones, ones, 1e-6, 1e7,
             *(self.HEADS, self.KV_HEADS, self.DIM, 64),
         )  # fmt: skip
+        x = rng.normal(size=(64, width)).astype(np.float32)
+        caches = [np.zeros((self.KV_HEADS, 256, self.DIM), np.float32) for _ in range(2)]
+        out = np.empty_like(x)
+        self._stage(x, len(x), 0, *caches, out)
+        truth = attention_truth(x, weights, self.HEADS, self.KV_HEADS, self.DIM)
+        self.error = _error(out, truth)
         self.length = length
         shape = (self.KV_HEADS, length, self.DIM)
         self.memory = [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
@@ -259,6 +308,7 @@ class _Attention:
         return Case(
             name=f"attention, {self.length} keys",
             variant="native",
+            error_rms=self.error,
             run=lambda: self._stage(self._x, 1, self.length - 1, *self.memory, out),
             work=sum(part.nbytes for part in self.memory) / 1e9,
             unit="GB/s",
@@ -281,6 +331,10 @@ class _Delta:
         self._stage = native.delta_net(
             *(_plain(weight) for weight in weights), taps, *small, 1e-6, 4, keys, dim, heads, dim
         )
+        x = rng.normal(size=(8, width)).astype(np.float32)
+        out, inputs = np.empty_like(x), np.zeros((3, channels), np.float32)
+        self._stage(x, len(x), inputs, np.zeros((heads, dim, dim), np.float32), out)
+        self.error = _error(out, delta_truth(x, weights, taps, keys, heads, dim))
         self.memory = [np.zeros((heads, dim, dim), np.float32) for _ in range(layers)]
         self._conv = np.zeros((3, channels), np.float32)
         self._x = rng.normal(size=(1, width)).astype(np.float32)
@@ -295,6 +349,7 @@ class _Delta:
         return Case(
             name=f"delta rule, {len(self.memory)} states",
             variant="native",
+            error_rms=self.error,
             run=run,
             work=sum(part.nbytes for part in self.memory) / 1e9,
             unit="GB/s",
