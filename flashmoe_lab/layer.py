@@ -140,8 +140,8 @@ class Layer:
             and exactly(Linear, self.router.gate)
             and exactly(Experts, self.experts)
             and exactly(SharedExpert, self.shared_expert)
-            and mixer.can_run_native(dtype)
-            and self.shared_expert.can_run_native(dtype)
+            and mixer.is_exact()
+            and self.shared_expert.is_exact()
             and self.experts.variant in (None, "native")
         )
 

@@ -44,7 +44,7 @@ class GatedAttention:
     def __call__(self, x: mx.array, state: AttentionState) -> mx.array:
         """x [T, hidden] -> [T, hidden]; `state` takes the T new keys and values."""
         tokens, position = x.shape[0], state.length
-        if self.can_run_native(x.dtype) and state.keys.dtype == mx.float32:
+        if kernels.native_for(x.dtype) and self.is_exact() and state.keys.dtype == mx.float32:
             out = native.call(self.native(), x, position, *state.owned(tokens))
             state.moved(tokens)
             return out
@@ -60,11 +60,10 @@ class GatedAttention:
         out = out * mx.sigmoid(gate)
         return self.o_proj(out.reshape(tokens, -1))
 
-    def can_run_native(self, dtype: mx.Dtype) -> bool:
+    def is_exact(self) -> bool:
         """Whether the native kernels do what the parts would: a part of another class may not."""
         return (
-            kernels.native_for(dtype)
-            and native.exactly(Linear, self.q_proj, self.k_proj, self.v_proj, self.o_proj)
+            native.exactly(Linear, self.q_proj, self.k_proj, self.v_proj, self.o_proj)
             and native.exactly(RMSNorm, self.q_norm, self.k_norm)
             and self.q_norm.eps == self.k_norm.eps
         )

@@ -55,7 +55,7 @@ class GatedDeltaNet:
 
     def __call__(self, x: mx.array, state: DeltaState) -> mx.array:
         """x [T, hidden] -> [T, hidden]; `state` moves on by T tokens."""
-        if self.can_run_native(x.dtype) and state.conv.dtype == mx.float32:
+        if kernels.native_for(x.dtype) and self.is_exact() and state.conv.dtype == mx.float32:
             return native.call(self.native(), x, *state.owned(x.shape[0]))
         tokens = x.shape[0]
         mixed = self._convolve(self.in_proj_qkv(x), state).astype(mx.float32)
@@ -72,11 +72,10 @@ class GatedDeltaNet:
         out = self.norm(out) * silu(z.astype(mx.float32))
         return self.out_proj(out.reshape(tokens, -1).astype(x.dtype))
 
-    def can_run_native(self, dtype: mx.Dtype) -> bool:
+    def is_exact(self) -> bool:
         """Whether the native kernels do what the parts would: a part of another class may not."""
         return (
-            kernels.native_for(dtype)
-            and native.exactly(Linear, self.in_proj_qkv, self.in_proj_z, self.in_proj_b)
+            native.exactly(Linear, self.in_proj_qkv, self.in_proj_z, self.in_proj_b)
             and native.exactly(Linear, self.in_proj_a, self.out_proj)
             and native.exactly(RMSNorm, self.norm)
         )

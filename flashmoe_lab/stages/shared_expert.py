@@ -22,14 +22,14 @@ class SharedExpert:
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [T, hidden] -> [T, hidden]."""
-        if self.can_run_native(x.dtype):
+        if kernels.native_for(x.dtype) and self.is_exact():
             return native.call(self.native(), x)
         y = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
         return mx.sigmoid(self.shared_expert_gate(x)) * y
 
-    def can_run_native(self, dtype: mx.Dtype) -> bool:
+    def is_exact(self) -> bool:
         """Whether the native kernels do what the parts would: a part of another class may not."""
-        return kernels.native_for(dtype) and native.exactly(
+        return native.exactly(
             Linear, self.gate_proj, self.up_proj, self.down_proj, self.shared_expert_gate
         )
 
