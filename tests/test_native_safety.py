@@ -354,3 +354,17 @@ def test_room_for_many_tokens_is_given_back():
     assert held(1, 100) == many and held(4000) == many and held(1, 100) == many
     assert held(1, 200) < few + 2_000_000
     assert held(4000) == many
+
+
+@pytest.mark.parametrize("kind, name", [(np.int32, "i"), (np.float16, "e"), (np.float64, "d")])
+def test_numbers_of_another_type_are_refused_by_name(kind, name):
+    x, out = np.zeros((1, 8), kind), np.zeros((1, 4), np.float32)
+    with pytest.raises(ValueError, match=f"x must be 8 packed float32 .* 8 of type '{name}'"):
+        plain(4, 8).product(x, 1, out)
+    norm = np.zeros(8, np.float32)
+    shared = raw.SharedExpert(plain(4, 8), plain(4, 8), plain(8, 4), plain(1, 8))
+    block = raw.Block(norm, 1e-6, delta_net(), norm, 1e-6, plain(5, 8), True, shared)
+    conv, recurrent = np.zeros((1, 20), kind), np.zeros((2, 4, 6), np.float32)
+    rest = [np.zeros(8, np.float32)] * 6
+    with pytest.raises(ValueError, match=f"conv must be 20 packed float32 .* 20 of type '{name}'"):
+        block.before(rest[0], 1, 1, 0, conv, recurrent, *rest)

@@ -1,6 +1,8 @@
 // flashmoe_lab._native: a whole layer.
 #include <nanobind/nanobind.h>
 
+#include <type_traits>
+
 #include "block.h"
 #include "bound.h"
 #include "call.h"
@@ -39,9 +41,12 @@ struct BoundBlock : Holder {
 
 template <class T = float>
 T* numbers(const Buffer& buffer, int64_t size, const char* name) {
-  if (buffer.itemsize() != sizeof(T) || !buffer.packed() || buffer.size() != size)
+  constexpr bool floats = std::is_same_v<T, float>;
+  const bool right = floats ? buffer.is_floats() : buffer.itemsize() == sizeof(T);
+  if (!right || !buffer.packed() || buffer.size() != size)
     throw std::invalid_argument(std::string(name) + " must be " + std::to_string(size) +
-                                " packed numbers; it has " + std::to_string(buffer.size()));
+                                " packed " + (floats ? "float32" : "whole") + " numbers; it has " +
+                                std::to_string(buffer.size()) + " of type '" + buffer.type() + "'");
   return buffer.at<T>();
 }
 

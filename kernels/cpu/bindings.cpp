@@ -34,9 +34,10 @@ Kind kind_named(const std::string& name) {
 
 // Floats of a caller, packed; `size` numbers where it is known.
 float* floats(const Buffer& buffer, int64_t size, const char* name) {
-  if (buffer.itemsize() != 4 || !buffer.packed() || buffer.size() != size)
+  if (!buffer.is_floats() || !buffer.packed() || buffer.size() != size)
     throw std::invalid_argument(std::string(name) + " must be " + std::to_string(size) +
-                                " packed float32 numbers; it has " + std::to_string(buffer.size()));
+                                " packed float32 numbers; it has " + std::to_string(buffer.size()) +
+                                " of type '" + buffer.type() + "'");
   return buffer.at<float>();
 }
 
@@ -113,7 +114,8 @@ void bind_matrix(nb::module_& module) {
              const Call call;
              linear(m.matrix(), from, tokens, to);
            })
-      .def("dequantize", [](const BoundMatrix& m, const std::vector<int64_t>& rows, nb::handle out) {
+      .def("dequantize", [](const BoundMatrix& m, const std::vector<int64_t>& rows,
+                            nb::handle out) {
         Buffer result(out.ptr(), true);
         const int64_t cols = m.matrix().cols, count = static_cast<int64_t>(rows.size());
         float* to = floats(result, count * cols, "out");

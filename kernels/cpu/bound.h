@@ -20,7 +20,7 @@ struct Holder {
 
   const float* hold(nanobind::handle object, int64_t size, const char* name) {
     auto buffer = std::make_shared<Buffer>(object.ptr());
-    if (buffer->itemsize() != 4 || !buffer->packed() || buffer->size() != size)
+    if (!buffer->is_floats() || !buffer->packed() || buffer->size() != size)
       throw std::invalid_argument(std::string(name) + " must be " + std::to_string(size) +
                                   " packed float32 numbers");
     held.push_back(buffer);

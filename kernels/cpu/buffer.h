@@ -30,6 +30,13 @@ class Buffer {
   int64_t shape(int axis) const { return view_.shape[axis]; }
   int64_t stride(int axis) const { return view_.strides[axis]; }
   int64_t itemsize() const { return view_.itemsize; }
+  // As struct names it, without the sign of the machine's own order.
+  std::string type() const {
+    const std::string name = view_.format ? view_.format : "B";
+    return name.size() > 1 && std::string("@=<").find(name[0]) != std::string::npos ? name.substr(1)
+                                                                                  : name;
+  }
+  bool is_floats() const { return view_.itemsize == 4 && type() == "f"; }
   int64_t size() const {
     int64_t count = 1;
     for (int i = 0; i < view_.ndim; ++i) count *= view_.shape[i];
