@@ -71,16 +71,16 @@ struct BoundPool {
   }
 };
 
-std::vector<Block> blocks_of(const Table<int64_t>& blocks, const Table<uint64_t>& segments) {
+std::vector<FileBlock> blocks_of(const Table<int64_t>& blocks, const Table<uint64_t>& segments) {
   if (blocks.shape(1) != 3 || segments.shape(1) != 2) {
     throw std::invalid_argument(
         "blocks are [n, 3]: fd, offset, segments; "
         "segments are [m, 2]: address, nbytes");
   }
-  std::vector<Block> found(blocks.shape(0));
+  std::vector<FileBlock> found(blocks.shape(0));
   size_t next = 0;
   for (size_t row = 0; row < found.size(); ++row) {
-    Block& block = found[row];
+    FileBlock& block = found[row];
     block.fd = int(blocks(row, 0));
     block.offset = blocks(row, 1);
     for (int64_t n = 0; n < blocks(row, 2); ++n, ++next) {
@@ -96,7 +96,7 @@ std::unique_ptr<Ticket> submit(BoundPool& bound, const Table<int64_t>& blocks,
                                const Table<uint64_t>& segments, nb::object owner, int64_t split,
                                bool direct, bool staged) {
   if (split < 1) throw std::invalid_argument("split must be 1 or more");
-  std::vector<Block> asked = blocks_of(blocks, segments);
+  std::vector<FileBlock> asked = blocks_of(blocks, segments);
   std::shared_ptr<Batch> batch;
   {
     nb::gil_scoped_release release;

@@ -28,7 +28,7 @@ int64_t now_ns() {
   return int64_t(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
 }
 
-int64_t total_nbytes(const Block& block) {
+int64_t total_nbytes(const FileBlock& block) {
   int64_t total = 0;
   for (const Segment& segment : block.segments) total += int64_t(segment.nbytes);
   return total;
@@ -119,10 +119,10 @@ void Home::require() const {
                              ", which this one was forked from; open another one here");
 }
 
-Batch::Batch(std::vector<Block> blocks, Way way) : blocks_(std::move(blocks)), way_(way) {
+Batch::Batch(std::vector<FileBlock> blocks, Way way) : blocks_(std::move(blocks)), way_(way) {
   pieces_left_.resize(blocks_.size());
   for (size_t number = 0; number < blocks_.size(); ++number) {
-    const Block& block = blocks_[number];
+    const FileBlock& block = blocks_[number];
     int64_t nbytes = total_nbytes(block);
     int64_t pages = (nbytes + ALIGNMENT - 1) / ALIGNMENT;
     int64_t start = 0;
@@ -143,7 +143,7 @@ std::vector<size_t> Batch::read_at_once(int thread) {
   std::vector<size_t> left;
   for (size_t piece = 0; piece < records_.size(); ++piece) {
     Record record = records_[piece];
-    const Block& block = blocks_[size_t(record.block)];
+    const FileBlock& block = blocks_[size_t(record.block)];
     const int64_t begin = record.offset - block.offset;
     record.thread = thread;
     record.start_ns = now_ns();
@@ -193,7 +193,7 @@ void Batch::run(size_t piece, int thread, std::vector<char>& staging) {
 }
 
 void Batch::read(Record& record, std::vector<char>& staging) const {
-  const Block& block = blocks_[size_t(record.block)];
+  const FileBlock& block = blocks_[size_t(record.block)];
   int64_t begin = record.offset - block.offset;
   std::vector<iovec> parts = cut(block.segments, begin, begin + record.nbytes);
   bool straight = !way_.staged && aligned(record.offset) && aligned(parts);
@@ -239,7 +239,7 @@ ReadPool::ReadPool(int threads) {
   }
 }
 
-std::shared_ptr<Batch> ReadPool::submit(std::vector<Block> blocks, Way way) {
+std::shared_ptr<Batch> ReadPool::submit(std::vector<FileBlock> blocks, Way way) {
   home.require();
   const auto batch = left_behind_in_children(new Batch(std::move(blocks), way));
   const std::vector<size_t> left = batch->read_at_once(int(threads_.size()));

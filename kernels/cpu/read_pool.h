@@ -24,7 +24,7 @@ struct Segment {
 };
 
 // One contiguous range of a file; its bytes fill its segments in order.
-struct Block {
+struct FileBlock {
   int fd;
   int64_t offset;
   std::vector<Segment> segments;
@@ -74,7 +74,7 @@ std::shared_ptr<T> left_behind_in_children(T* made) {
 // The reads of one submission. Its memory must stay until `wait` has returned.
 class Batch {
  public:
-  Batch(std::vector<Block> blocks, Way way);
+  Batch(std::vector<FileBlock> blocks, Way way);
 
   const Home home;
 
@@ -95,7 +95,7 @@ class Batch {
   void read(Record& record, std::vector<char>& staging) const;
   void end(const Record& record);
 
-  std::vector<Block> blocks_;
+  std::vector<FileBlock> blocks_;
   Way way_;
   std::vector<Record> records_;   // one a piece
   std::vector<int> pieces_left_;  // of each block; -1 once one has failed
@@ -113,7 +113,7 @@ class ReadPool {
 
   const Home home;
 
-  std::shared_ptr<Batch> submit(std::vector<Block> blocks, Way way);
+  std::shared_ptr<Batch> submit(std::vector<FileBlock> blocks, Way way);
   // Finish what was submitted and end the threads; twice is fine.
   void close();
 
