@@ -1,5 +1,5 @@
-# The extension module that kernels/cpu builds. Arrays are anything with a buffer; those named `out`,
-# `conv`, `recurrent`, `keys` and `values` are written.
+# The extension module that kernels/cpu builds. Arrays are anything with a buffer; those named
+# `out`, `conv`, `recurrent`, `keys` and `values` are written.
 from typing import Any
 
 def isa() -> str: ...
@@ -32,9 +32,7 @@ class Matrix:
     def dequantize(self, rows: list[int], out: Any, /) -> None: ...
 
 class SharedExpert:
-    def __init__(
-        self, gate: Matrix, up: Matrix, down: Matrix, scalar_gate: Matrix, /
-    ) -> None: ...
+    def __init__(self, gate: Matrix, up: Matrix, down: Matrix, scalar_gate: Matrix, /) -> None: ...
     def __call__(self, x: Any, tokens: int, out: Any, /) -> None: ...
 
 class DeltaNet:
