@@ -135,7 +135,7 @@ def _row(setting: Setting, figures: dict[str, Any]) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    headings = ["bits", "K", "loss", *_SHARES, "read/token"]
+    headings = ["bits", "K", "loss", *_SHARES, "asked/token"]
     lines = [headings, *rows]
     wide = [max(len(line[i]) for line in lines) for i in range(len(headings))]
     return "\n".join(

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashmoe_lab.cli.options import Commands, add_k, add_model
-from flashmoe_lab.cli.prompt import add_prompt, prompt_of
+from flashmoe_lab.cli.options import Commands
+from flashmoe_lab.cli.prompt import prompt_of
+from flashmoe_lab.cli.running import add_running, open_engine, run_options
 from flashmoe_lab.cli.terminal import follow
-from flashmoe_lab.engine import load
-from flashmoe_lab.storage.policy import POLICIES
-from flashmoe_lab.storage.ways import READERS
 from flashmoe_lab.units import format_nbytes
 
 if TYPE_CHECKING:
@@ -26,8 +24,7 @@ _EXPORTS = ("csv", "chrome", "libcachesim")
 
 def _add_trace(commands: Commands) -> None:
     command = commands.add_parser("trace", help="generate text and keep a record of the run")
-    add_model(command)
-    add_prompt(command)
+    add_running(command, max_tokens=64)
     command.add_argument("--out", type=Path, required=True, help="directory for the tables")
     command.add_argument(
         "--mode",
@@ -50,36 +47,18 @@ def _add_trace(commands: Commands) -> None:
         default=[],
         help="beside Parquet: csv, chrome (trace.json.gz, opens in Perfetto) or libcachesim",
     )
-    command.add_argument("--max-tokens", type=int, default=64)
-    add_k(command)
-    command.add_argument("--bank-gb", type=float, help="memory for experts, in 10**9 bytes")
-    command.add_argument("--reader", choices=list(READERS), default="pread")
-    command.add_argument("--threads", type=int, default=8, help="reading threads")
-    command.add_argument("--policy", choices=list(POLICIES), default="lru")
-    command.add_argument("--temperature", type=float, default=0.0)
-    command.add_argument("--seed", type=int)
     command.set_defaults(run=_trace)
 
 
 def _trace(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be is found out now
-    with load(
-        options.model,
-        options.bits,
-        bank_gb=options.bank_gb,
-        reader=options.reader,
-        threads=options.threads,
-        policy=options.policy,
-        num_experts_per_tok=options.num_experts_per_tok,
-    ) as engine:
+    with open_engine(options) as engine:
         run = engine.stream_generate(
             prompt_of(options, engine),
-            options.max_tokens,
             trace=options.mode,
             record=options.record,
             record_gb=options.record_gb,
-            temperature=options.temperature,
-            seed=options.seed,
+            **run_options(options),
         )
         if options.record:
             words = f"arrays: up to {format_nbytes(run.record_nbytes)}"

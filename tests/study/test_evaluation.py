@@ -206,7 +206,7 @@ def test_command(
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     headings = "bits K loss call parse call exact JSON parse JSON exact memory list arith"
-    assert " ".join(lines[0].split()) == f"{headings} read/token"
+    assert " ".join(lines[0].split()) == f"{headings} asked/token"
     assert [line.split()[:2] for line in lines[1:]] == [["none", "8"], ["none", "1"], ["4", "8"]]
     assert len({len(line) for line in lines}) == 1
     assert captured.err.splitlines()[-1].startswith("evaluate 4 bits, K=8 (3 of 3)  100%  in 0:")

@@ -18,18 +18,6 @@ PROMPT = [5, 17, 301, 44, 8, 9]
 MODES = ("flow", "stages")
 
 
-@pytest.fixture(params=["native", "mlx"])
-def kernel_set(request):
-    """Both sets: stages that compute at once, and stages that build a graph."""
-    before = kernels.used()
-    try:
-        kernels.use(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield request.param
-    kernels.use(before)
-
-
 def _run(engine, mode=None, tokens=8, **options):
     return engine.stream_generate(PROMPT, tokens, trace=mode, **options).wait()
 

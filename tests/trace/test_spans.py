@@ -4,23 +4,10 @@ import time
 
 import pytest
 
-from flashmoe_lab import kernels
 from flashmoe_lab.probes import Probe
 
 PROMPT = [5, 17, 301, 44, 8, 9]
 MODES = ("flow", "stages")
-
-
-@pytest.fixture(params=["native", "mlx"])
-def kernel_set(request):
-    """Both sets: stages that compute at once, and stages that build a graph."""
-    before = kernels.used()
-    try:
-        kernels.use(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield request.param
-    kernels.use(before)
 
 
 def _trace(engine, mode, tokens=8, **options):
