@@ -25,7 +25,7 @@ from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_t
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Hook, build_model
 from flashmoe_lab.run import Run
-from flashmoe_lab.sampling import Sampling
+from flashmoe_lab.sampling import Constraint, Sampling
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.stepping import Step, walk
 from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
@@ -187,6 +187,7 @@ class Engine:
         record: Sequence[str] = (),
         record_gb: float = 1.0,
         follow: Sequence[int] = (),
+        constraint: Constraint | None = None,
         **sampling: Any,
     ) -> Run:
         """Generate, giving each token as it is made: `for step in engine.stream_generate(...)`.
@@ -201,6 +202,7 @@ class Engine:
             record: arrays that the record is to hold, by pattern: "layers.*.mixer.decay".
             record_gb: how much they may take, in 10**9 bytes; `run.record_nbytes` says how much.
             follow: tokens to go on with whatever the model says, as far as they reach.
+            constraint: what the text must look like, for this run alone; see chat/constraint.py.
             sampling: fields of `Sampling` (temperature, top_p, seed, ...); greedy without.
 
         Raises:
@@ -214,6 +216,7 @@ class Engine:
             num_experts_per_tok=num_experts_per_tok,
             prefill_chunk=prefill_chunk,
             follow=follow,
+            constraint=constraint,
         )
         request.check(self.model)
         if num_experts_per_tok is not None:

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from flashmoe_lab.model import Cancelled, Model, check_ids
-from flashmoe_lab.sampling import Sampler, Sampling
+from flashmoe_lab.sampling import Constraint, Sampler, Sampling
 from flashmoe_lab.state import SequenceState
 from flashmoe_lab.storage.bank import BankCounts, ExpertBank
 from flashmoe_lab.storage.page_cache import process_read_nbytes
@@ -125,6 +125,7 @@ class GenerationRequest:
         stop_ids: tokens that end the text.
         follow: tokens to go on with whatever the model says, as far as they reach: another run's,
             to compare with it.
+        constraint: what the text must look like, for this run alone.
     """
 
     prompt: Sequence[int]
@@ -132,6 +133,7 @@ class GenerationRequest:
     sampling: Sampling
     stop_ids: frozenset[int]
     follow: Sequence[int] = ()
+    constraint: Constraint | None = None
     num_experts_per_tok: int | None = None
     prefill_chunk: int = PREFILL_CHUNK
 
@@ -144,6 +146,8 @@ class GenerationRequest:
             raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 1")
         if self.prefill_chunk < 1:
             raise ValueError(f"prefill_chunk is {self.prefill_chunk}; it must be at least 1")
+        if self.follow and self.constraint:
+            raise ValueError("follow and constraint exclude each other: both decide the tokens")
         check_ids([*self.prompt, *self.follow], config.vocab_size)
         length = len(self.prompt) + self.max_tokens
         if length > config.max_position_embeddings:
@@ -206,7 +210,8 @@ def generate_tokens(
     request.check(model)
     state, k = model.empty_state(), request.num_experts_per_tok
     vocabulary = min(tokenizer.size, model.config.vocab_size) if tokenizer else None
-    sampler = Sampler(request.sampling, vocabulary or model.config.vocab_size)
+    vocabulary = vocabulary or model.config.vocab_size
+    sampler = Sampler(request.sampling, vocabulary, request.constraint)
     text = tokenizer.stream() if tokenizer else None
     with _Meter(stats.prefill, bank.counts):
         logits = prefill(

@@ -2,12 +2,14 @@
 sharpened.
 
 The order is the field's usual one: repetition penalty on logits, temperature, top-k, top-p, min-p,
-then one draw from a generator with the run's own seed. NumPy only, so that a run is the same on
-every backend given the logits.
+then one draw from a generator with the run's own seed. A constraint, if there is one, comes before
+all of them: what it forbids has no probability. NumPy only, so that a run is the same on every
+backend given the logits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -55,15 +57,30 @@ class Sampling:
             raise ValueError("top_p is 0; it must be above 0")
 
 
+class Constraint(Protocol):
+    """What the text of one run must look like, asked before each token and told of it after."""
+
+    def allowed(self) -> np.ndarray:
+        """bool [ids]: which may come next, at least one; ids beyond the array may not."""
+        ...
+
+    def take(self, token: int) -> None:
+        """This one came."""
+        ...
+
+
 class Sampler:
     """Chooses tokens, one after another, for one run.
 
     Args:
         vocabulary: how many leading ids are real tokens; the rest are padding and never chosen.
+        constraint: forbids tokens; used up by the run.
     """
 
-    def __init__(self, sampling: Sampling, vocabulary: int) -> None:
-        self.sampling, self.vocabulary = sampling, vocabulary
+    def __init__(
+        self, sampling: Sampling, vocabulary: int, constraint: Constraint | None = None
+    ) -> None:
+        self.sampling, self.vocabulary, self.constraint = sampling, vocabulary, constraint
         self._random = np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: np.ndarray, recent: Sequence[int]) -> tuple[int, np.ndarray]:
@@ -84,7 +101,18 @@ class Sampler:
         logits[self.vocabulary :] = -np.inf
         peak = logits.max()
         logprobs = logits - (peak + np.log(np.exp(logits - peak).sum(dtype=np.float64)))
-        return self._choose(self._penalised(logits, recent)), logprobs.astype(np.float32)
+        token = self._choose(self._penalised(self._permitted(logits), recent))
+        if self.constraint is not None:
+            self.constraint.take(token)
+        return token, logprobs.astype(np.float32)
+
+    def _permitted(self, logits: np.ndarray) -> np.ndarray:
+        if self.constraint is None:
+            return logits
+        allowed = self.constraint.allowed()[: self.vocabulary]
+        logits[: len(allowed)][~allowed] = -np.inf
+        logits[len(allowed) :] = -np.inf
+        return logits
 
     def _penalised(self, logits: np.ndarray, recent: Sequence[int]) -> np.ndarray:
         sampling = self.sampling

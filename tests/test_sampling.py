@@ -178,3 +178,34 @@ def test_out_of_range(name, value):
 def test_counts_are_whole(name):
     with pytest.raises((TypeError, ValueError), match=name):
         Sampling(**{name: 2.5})  # pyright: ignore[reportArgumentType]
+
+
+class Only:
+    """A constraint: these ids, of the first four."""
+
+    def __init__(self, *ids):
+        self.ids, self.taken = ids, []
+
+    def allowed(self):
+        return np.isin(np.arange(4), self.ids)
+
+    def take(self, token):
+        self.taken.append(token)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "min_p": 0.1, "seed": 0}])
+def test_constraint_forbids_and_is_told(settings):
+    """Also what it does not know, id 4, which is the most probable; and a penalty, which divides,
+    must not bring back what is forbidden."""
+    constraint = Only(1, 3)
+    sampler = Sampler(Sampling(repetition_penalty=2.0, **settings), 5, constraint)
+    logits = np.array([5, 1, 5, 1.5, 9], np.float32)
+    tokens = [sampler(logits, [0, 2])[0] for _ in range(60)]
+    assert set(tokens) == ({1, 3} if settings else {3})
+    assert constraint.taken == tokens
+
+
+def test_logprobs_are_those_without_the_constraint():
+    _, free = Sampler(Sampling(), 5)(LOGITS, [])
+    _, bound = Sampler(Sampling(), 5, Only(1))(LOGITS, [])
+    np.testing.assert_array_equal(free, bound)
