@@ -20,7 +20,7 @@ from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.config import ModelConfig, check_num_experts_per_tok
 from flashmoe_lab.demo import Bits, open_checkpoint
 from flashmoe_lab.engine_card import engine_card
-from flashmoe_lab.engine_thread import EngineThread
+from flashmoe_lab.engine_thread import EngineThread, T
 from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_tokens
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Hook, build_model
@@ -32,7 +32,7 @@ from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
 from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.tokenizer import Tokenizer
 from flashmoe_lab.units import format_nbytes
-from flashmoe_lab.watch import NOBODY
+from flashmoe_lab.watch import NOBODY, Watch, watch_together
 from flashmoe_lab.weights import Weights, activation_dtype
 
 
@@ -187,6 +187,7 @@ class Engine:
         record: Sequence[str] = (),
         record_gb: float = 1.0,
         follow: Sequence[int] = (),
+        watch: Watch = NOBODY,
         constraint: Constraint | None = None,
         **sampling: Any,
     ) -> Run:
@@ -202,6 +203,7 @@ class Engine:
             record: arrays that the record is to hold, by pattern: "layers.*.mixer.decay".
             record_gb: how much they may take, in 10**9 bytes; `run.record_nbytes` says how much.
             follow: tokens to go on with whatever the model says, as far as they reach.
+            watch: who else follows the run, beside its record.
             constraint: what the text must look like, for this run alone; see chat/constraint.py.
             sampling: fields of `Sampling` (temperature, top_p, seed, ...); greedy without.
 
@@ -221,17 +223,18 @@ class Engine:
         request.check(self.model)
         if num_experts_per_tok is not None:
             check_num_experts_per_tok(num_experts_per_tok, self.config.num_experts)
-        watch = NOBODY
+        watches = [] if watch is NOBODY else [watch]
         if trace:
             # Only here: the tables' libraries take half a second to import.
             from flashmoe_lab.trace_setup import make_tracer
 
-            watch = make_tracer(self, request, trace, record, record_gb)
+            watches.insert(0, make_tracer(self, request, trace, record, record_gb))
         elif record:
             raise ValueError(
                 f"record={list(record)!r} without trace=: arrays are kept in a trace; "
                 "give trace='flow' or 'stages'"
             )
+        together = watch_together(watches)
 
         def work(run: Run) -> None:
             run.intercepted += self.model.intercepted
@@ -243,15 +246,17 @@ class Engine:
                 run.stats,
                 progress,
                 lambda: run.stopped or self._thread.closing,
-                watch,
+                together,
             )
-            if run.carry_out(responses, watch) and run.stats.prefill.tokens < len(request.prompt):
+            if run.carry_out(responses, together) and run.stats.prefill.tokens < len(
+                request.prompt
+            ):
                 run.finish_reason = "cancelled"  # no response could say so
             run.intercepted += self.model.intercepted
             run.end()
 
         run = Run(lambda run: self._thread.submit(lambda: work(run)) and None, num_experts_per_tok)
-        run.record_nbytes = watch.record_nbytes
+        run.record_nbytes = together.record_nbytes
         return run
 
     def generate(
@@ -274,6 +279,11 @@ class Engine:
         state = self.model.empty_state()
         steps = self.model.step(self.encode(prompt), state, num_experts_per_tok)
         return walk(steps, state, self.tokenizer)
+
+    def call(self, fn: Callable[[], T]) -> T:
+        """Run fn in the engine's thread, between runs, and return what it returns, evaluated: for
+        threads that own no MLX stream, as a widget's."""
+        return self._thread.call(fn)
 
     def intercept(self, pattern: str, fn: Hook) -> AbstractContextManager[None]:
         """Within the `with`, see and replace results of stages: see `Model.intercept`."""

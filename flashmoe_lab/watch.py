@@ -74,4 +74,66 @@ def finish(result: Any) -> None:
     mx.eval([part for part in parts if isinstance(part, mx.array)])
 
 
+class Together(Watch):
+    """Several who follow one run, told one after another; the first one's trace is the run's."""
+
+    def __init__(self, watches: Sequence[Watch]) -> None:
+        self._watches = tuple(watches)
+        self.every_stage = any(watch.every_stage for watch in watches)
+        self.record_nbytes = sum(watch.record_nbytes for watch in watches)
+
+    @cached_property
+    def layers_by_stage(self) -> frozenset[int]:
+        """Those of all."""
+        return frozenset().union(*(watch.layers_by_stage for watch in self._watches))
+
+    def run_begins(self) -> None:
+        """See Watch; who listens to what is known from here on."""
+        told: dict[str, list[Callable[[Any], None]]] = {}
+        for watch in self._watches:
+            watch.run_begins()
+            for path, listener in watch.listeners.items():
+                told.setdefault(path, []).append(listener)
+        self.listeners = {path: _in_turn(listeners) for path, listeners in told.items()}
+
+    def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
+        """See Watch."""
+        for watch in self._watches:
+            watch.pass_begins(phase, tokens, state)
+
+    def pass_ends(self) -> None:
+        """See Watch."""
+        for watch in self._watches:
+            watch.pass_ends()
+
+    def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
+        """See Watch."""
+        for watch in self._watches:
+            watch.token_chosen(token, logprobs)
+
+    def run_ends(self, finish_reason: str, error: str = "") -> None:
+        """See Watch."""
+        for watch in self._watches:
+            watch.run_ends(finish_reason, error)
+        self.trace = self._watches[0].trace
+
+
+def watch_together(watches: Sequence[Watch]) -> Watch:
+    """One watch in the place of several, or of none."""
+    return Together(watches) if len(watches) > 1 else watches[0] if watches else NOBODY
+
+
+def _in_turn(listeners: Sequence[Callable[[Any], None]]) -> Callable[[Any], None]:
+    if len(listeners) == 1:
+        return listeners[0]
+    first, *others = listeners
+
+    def told(result: Any) -> None:
+        first(result)
+        for listener in others:
+            listener(result)
+
+    return told
+
+
 NOBODY = Watch()
