@@ -24,11 +24,12 @@ from flashmoe_lab.engine_thread import EngineThread, T
 from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_tokens
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Hook, build_model
+from flashmoe_lab.reading import choose_reading
 from flashmoe_lab.run import Run
 from flashmoe_lab.sampling import Constraint, Sampling
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.stepping import Step, walk
-from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
+from flashmoe_lab.storage.bank import ExpertBank, default_capacity_nbytes
 from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.tokenizer import Tokenizer
 from flashmoe_lab.units import format_nbytes
@@ -47,7 +48,8 @@ class EngineSettings:
             need.
         resident: read every expert into the bank when opening; needs room for all.
         reader: "pread" (through the page cache), "direct" (past it) or "mmap" (to compare).
-        threads, split: reading threads, and pieces that a block is read in.
+        threads, split: reading threads, and pieces that a block is read in. Where none of the three
+            is named, what was tuned, or a rule (see reading.py).
         policy: which expert the bank gives up: "lru".
         dtype: of activations; None is float32 on a CPU and bfloat16 on a GPU.
         verify: check each block's checksum the first time that it is read.
@@ -57,9 +59,9 @@ class EngineSettings:
     num_experts_per_tok: int | None = None
     bank_gb: float | None = None
     resident: bool = False
-    reader: str = "pread"
-    threads: int = 8
-    split: int = 1
+    reader: str | None = None
+    threads: int | None = None
+    split: int | None = None
     policy: str = "lru"
     dtype: str | None = None
     verify: bool = False
@@ -86,7 +88,7 @@ class Engine:
         config, model, tokenizer, bank, reader: the parts; `tokenizer` is None where there is no
             tokenizer.json.
         checkpoint: the packed checkpoint on disk.
-        settings: how it was opened.
+        settings: how it was opened; `reading`, how it reads.
     """
 
     def __init__(self, checkpoint: PackedCheckpoint, settings: EngineSettings) -> None:
@@ -100,18 +102,21 @@ class Engine:
         )
         self.tokenizer = _tokenizer(checkpoint.path)
         on_cpu = mx.default_device() == mx.cpu
+        bank_nbytes = _bank_nbytes(checkpoint, settings)
+        named = settings.reader, settings.threads, settings.split
+        self.reading = choose_reading(checkpoint, bank_nbytes, *named)
         self.reader = open_reader(
-            settings.reader,
+            self.reading.reader,
             {layer.layer: layer.path for layer in checkpoint.layers},
-            threads=settings.threads,
-            split=settings.split,
+            threads=self.reading.threads,
+            split=self.reading.split,
             staged=not on_cpu,
         )
         weights = Weights(checkpoint, activation_dtype(settings.dtype))
         self.resident_nbytes = weights.nbytes
         self.bank = ExpertBank(
             checkpoint.layers,
-            _bank_nbytes(checkpoint, settings),
+            bank_nbytes,
             workspace=self.num_experts_per_tok,
             policy=settings.policy,
             form="block" if on_cpu else "stacked",
@@ -313,7 +318,6 @@ class Engine:
     def summary(self, run: Run) -> str:
         """One honest line: speed, bytes, hits, and under what conditions."""
         prefill, decode = run.stats.prefill, run.stats.decode
-        settings = self.settings
         k = run.num_experts_per_tok or self.num_experts_per_tok
         lossy = self.lossy(run.num_experts_per_tok)
         lossy += [f"intercepted {pattern}" for pattern in dict.fromkeys(run.intercepted)]
@@ -327,7 +331,7 @@ class Engine:
             f"bank hits {decode.hit_rate:.1%} in decode",
             f"K={k}" + (f" [lossy: {', '.join(lossy)}]" if lossy else f" ({own})"),
             f"experts {self.checkpoint.label}",
-            f"reader {settings.reader} ({settings.threads} threads, split {settings.split})",
+            f"reader {self.reading}",
             self._bank_words(),
         ]
         if run.trace is not None:
@@ -395,9 +399,7 @@ def _bank_nbytes(checkpoint: PackedCheckpoint, settings: EngineSettings) -> int 
         if not 0 <= settings.bank_gb < 1e9:
             raise ValueError(f"bank_gb is {settings.bank_gb}; it must be 0 or more")
         return round(settings.bank_gb * 1e9)
-    available = available_memory_nbytes()
-    quarter = checkpoint.expert_nbytes if available is None else available // 4
-    return min(checkpoint.expert_nbytes, quarter)
+    return default_capacity_nbytes(checkpoint.expert_nbytes)
 
 
 def _tokenizer(path: Path) -> Tokenizer | None:

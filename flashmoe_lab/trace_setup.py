@@ -41,7 +41,7 @@ def make_tracer(
 
 def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
     """Under what conditions a request runs, asked in the engine's thread when it does."""
-    checkpoint, settings, bank = engine.checkpoint, engine.settings, engine.bank
+    checkpoint, bank = engine.checkpoint, engine.bank
     config, dtype = checkpoint.config, engine.model.dtype
     blocks = [layer.layout.block_nbytes for layer in checkpoint.layers]
     with bank.lock:
@@ -67,9 +67,9 @@ def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
         "bank_keeps": bank.keeps,
         "policy": bank.policy_name,
         "bank_held": held,
-        "reader": settings.reader,
-        "threads": settings.threads,
-        "split": settings.split,
+        "reader": engine.reader.name,
+        "threads": engine.reader.threads,
+        "split": engine.reader.split,
         "prompt_tokens": len(request.prompt),
         "prefill_chunk": request.prefill_chunk,
         **asdict(request.sampling),

@@ -1,20 +1,18 @@
 """Tune: which reader and which kernels are fastest on this machine, measured and not assumed.
 
-Readers are timed on the checkpoint's own blocks, out of an emptied page cache, and what they bring
-is compared with the file; kernels are timed on its experts and held to the float64 reference. What
-is wrong is never chosen, however fast. The table is kept in the user's cache directory, and
-`recommended` finds it again; nothing is changed behind anybody's back.
+Readers are timed on the checkpoint's own blocks, and what they bring is compared with the file: out
+of an emptied page cache, or from a filled one where a run would find it so, because the experts are
+small beside this machine's memory (reading.py). Kernels are timed on its experts and held to the
+float64 reference. What is wrong is never chosen, however fast. The table is kept (tuning.py):
+engines that are opened without naming a reader then take the fastest one. Kernels, which may change
+bits, are changed for nobody. `mmap` is there to compare, and is not tuned.
 """
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from datetime import date
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -24,86 +22,17 @@ from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.layer_file import LayerFile
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.checkpoint.quantize import dequantize_reference
+from flashmoe_lab.reading import page_cache_holds
+from flashmoe_lab.storage.bank import default_capacity_nbytes
 from flashmoe_lab.storage.blocks import BlockBatch
-from flashmoe_lab.storage.page_cache import evict
+from flashmoe_lab.storage.page_cache import evict, warm
 from flashmoe_lab.storage.slot_pool import SlotPool
-from flashmoe_lab.storage.ways import READERS, open_reader
-from flashmoe_lab.user_cache import make_directory, user_cache_directory
+from flashmoe_lab.storage.ways import open_reader
+from flashmoe_lab.tuning import Row, Tuning, key_of
 
+READERS = ("pread", "direct")
 THREADS = (1, 2, 4, 8, 16)
 SPLITS = (1, 4)
-LARGEST_ERROR = 1e-3  # relative rms of an expert's output that a default may have
-_FILE = "tuning.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One thing that was measured.
-
-    Attributes:
-        kind: "reader" or "kernels".
-        name: "direct, 4 threads, split 1", or one of kernels.KERNELS.
-        settings: what the engine would be given for it.
-        speed: GB/s, the median.
-        error: relative rms against the reference; of a reader 0 where every byte was right, else 1.
-        cached_nbytes: of a reader, what the page cache still held after it was emptied, the most.
-    """
-
-    kind: str
-    name: str
-    settings: dict[str, Any]
-    speed: float
-    error: float
-    cached_nbytes: int = 0
-
-    @property
-    def right(self) -> bool:
-        """Whether it may be chosen."""
-        return self.error <= (LARGEST_ERROR if self.kind == "kernels" else 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
-    """All rows of one machine and one kind of experts."""
-
-    key: str
-    rows: tuple[Row, ...]
-
-    def best(self, kind: str) -> Row:
-        """The fastest right one.
-
-        Raises:
-            ValueError: none is right.
-        """
-        right = [row for row in self.rows if row.kind == kind and row.right]
-        if not right:
-            raise ValueError(f"no {kind} of this machine gives right results")
-        return max(right, key=lambda row: row.speed)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Of the engine: `fl.load(path, **tuning.settings)`."""
-        return dict(self.best("reader").settings)
-
-    @property
-    def kernels(self) -> str:
-        """For `kernels.use`."""
-        return self.best("kernels").name
-
-    def table(self) -> str:
-        """What was measured, the chosen ones marked."""
-        lines = [self.key]
-        for kind in ("reader", "kernels"):
-            rows = [row for row in self.rows if row.kind == kind]
-            for row in sorted(rows, key=lambda row: -row.speed):
-                mark = "*" if row is self.best(kind) else " "
-                note = "" if row.right else "  WRONG, not to be chosen"
-                if kind == "kernels":
-                    note = f"  error {row.error:.1e}{note}"
-                if row.cached_nbytes:
-                    note += f"  not cold: {row.cached_nbytes:,} bytes stayed in the page cache"
-                lines.append(f"{mark} {kind:8}{row.name:32}{row.speed:>8.2f} GB/s{note}")
-        return "\n".join(lines)
 
 
 def tune(
@@ -121,35 +50,12 @@ def tune(
         told: of each thing before it is measured.
     """
     layer = checkpoint.layers[0]
-    rows = list(_readers(layer, checkpoint, threads, splits, repetitions, told))
+    cached = page_cache_holds(checkpoint, default_capacity_nbytes(checkpoint.expert_nbytes))
+    rows = list(_readers(layer, checkpoint, cached, threads, splits, repetitions, told))
     rows += _kernels(layer, checkpoint, repetitions, told)
-    found = Tuning(key=key_of(checkpoint), rows=tuple(rows))
-    _keep(found)
+    found = Tuning(key=key_of(checkpoint, cached), date=date.today().isoformat(), rows=tuple(rows))
+    found.keep()
     return found
-
-
-def recommended(checkpoint: PackedCheckpoint) -> Tuning | None:
-    """What was measured here for such experts, or None."""
-    entry = _kept().get(key_of(checkpoint))
-    if entry is None:
-        return None
-    return Tuning(key=key_of(checkpoint), rows=tuple(Row(**row) for row in entry))
-
-
-def key_of(checkpoint: PackedCheckpoint) -> str:
-    """Machine, backend, and what is read: a table is of use only for the same."""
-    where = os.stat(checkpoint.path).st_dev
-    layout = checkpoint.layers[0].layout
-    parts = (
-        platform.node(),
-        platform.machine(),
-        f"{os.cpu_count()} processors",
-        native.isa() or "no native kernels",
-        str(mx.default_device()),
-        f"disk {where}",
-        f"{layout.label}, blocks of {layout.block_nbytes} bytes",
-    )
-    return "; ".join(parts)
 
 
 # Readers
@@ -158,6 +64,7 @@ def key_of(checkpoint: PackedCheckpoint) -> str:
 def _readers(
     layer: LayerFile,
     checkpoint: PackedCheckpoint,
+    cached: bool,
     threads: Sequence[int],
     splits: Sequence[int],
     repetitions: int,
@@ -167,25 +74,23 @@ def _readers(
     form = "block" if mx.default_device() == mx.cpu else "stacked"
     pool = SlotPool(layer.layout, count, form)
     for name, number, split in product(READERS, threads, splits):
-        if name == "mmap" and (number != threads[0] or split != splits[0]):
-            continue  # is there to compare, not to be tuned
         settings = {"reader": name, "threads": number, "split": split}
         told(f"{name}, {number} threads, split {split}")
-        speed, right, cached = _read(layer, pool, settings, repetitions)
+        speed, right, left = _read(layer, pool, settings, cached, repetitions)
         yield Row(
             kind="reader",
             name=f"{name}, {number} threads, split {split}",
             settings=settings,
             speed=speed,
             error=0.0 if right else 1.0,
-            cached_nbytes=cached,
+            cached_nbytes=left,
         )
 
 
 def _read(
-    layer: LayerFile, pool: SlotPool, settings: dict[str, Any], repetitions: int
+    layer: LayerFile, pool: SlotPool, settings: dict[str, Any], cached: bool, repetitions: int
 ) -> tuple[float, bool, int]:
-    rng, speeds, right, cached = np.random.default_rng(0), list[float](), True, 0
+    rng, speeds, right, left = np.random.default_rng(0), list[float](), True, 0
     with open_reader(
         settings["reader"],
         {layer.layer: layer.path},
@@ -194,7 +99,10 @@ def _read(
         staged=pool.form == "stacked",
     ) as reader:
         for _ in range(repetitions):
-            cached = max(cached, evict(layer.path))
+            if cached:
+                warm(layer.path)
+            else:
+                left = max(left, evict(layer.path))
             rounds = max(1, min(8, layer.num_experts // pool.slots))
             order = rng.permutation(layer.num_experts)[: rounds * pool.slots]
             seconds = 0.0
@@ -212,7 +120,7 @@ def _read(
                 seconds += time.perf_counter() - start
             speeds.append(order.size * layer.layout.block_nbytes / seconds / 1e9)
             right &= _equal(layer, pool, np.sort(order.reshape(rounds, -1), axis=1)[-1])
-    return statistics.median(speeds), right, cached
+    return statistics.median(speeds), right, left
 
 
 def _equal(layer: LayerFile, pool: SlotPool, experts: np.ndarray) -> bool:
@@ -297,26 +205,3 @@ def _matrices(layer: LayerFile, expert: int) -> dict[str, np.ndarray]:
         )
         for p, part in parts.items()
     }
-
-
-# Keeping
-
-
-def _place() -> Path:
-    return user_cache_directory() / _FILE
-
-
-def _kept() -> dict[str, Any]:
-    try:
-        found = json.loads(_place().read_text())
-    except (OSError, ValueError):
-        return {}  # none yet, or a damaged one: it can be measured again
-    return found if isinstance(found, dict) else {}
-
-
-def _keep(tuning: Tuning) -> None:
-    make_directory(_place().parent)
-    entries = _kept() | {tuning.key: [asdict(row) for row in tuning.rows]}
-    temporary = _place().with_suffix(f".{os.getpid()}.partial")
-    temporary.write_text(json.dumps(entries, indent=1))
-    temporary.replace(_place())

@@ -600,7 +600,8 @@ def test_bank_that_does_not_fit(packed, open_engine, monkeypatch):
 def test_default_bank_is_a_quarter_of_the_free_memory(
     packed, open_engine, monkeypatch, free, slots
 ):
-    monkeypatch.setattr("flashmoe_lab.engine.available_memory_nbytes", lambda: free)
+    monkeypatch.setattr("flashmoe_lab.storage.bank.available_memory_nbytes", lambda: free)
+    monkeypatch.setattr("flashmoe_lab.storage.bank._check_memory", lambda nbytes: None)
     engine = open_engine(packed("golden/hf"))
     assert engine.bank.pool(0).layout.block_nbytes == 98304
     assert engine.bank.slots == slots

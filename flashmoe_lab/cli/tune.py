@@ -35,7 +35,8 @@ def _tune(options: argparse.Namespace) -> int:
     )
     print(found.table())
     chosen = ", ".join(f"{name}={value!r}" for name, value in found.settings.items())
-    print(f"\nfl.load(..., {chosen}); kernels: {found.kernels}")
+    print(f"\nkept; where no reader is named, such experts are read with {chosen}")
+    print(f"fastest kernels: {found.kernels} (FLASHMOE_KERNELS chooses; nothing was changed)")
     return 0
 
 

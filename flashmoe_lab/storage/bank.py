@@ -251,6 +251,13 @@ def _check_memory(nbytes: int) -> None:
         )
 
 
+def default_capacity_nbytes(expert_nbytes: int) -> int:
+    """Memory that a bank takes where nobody says: a quarter of what is free, at most what all
+    experts need."""
+    available = available_memory_nbytes()
+    return expert_nbytes if available is None else min(expert_nbytes, available // 4)
+
+
 def available_memory_nbytes() -> int | None:
     """Memory that can be had without swapping, or all there is where the system does not say; None
     if unknown."""
