@@ -26,6 +26,15 @@ def parameters_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any
     return {function["name"]: function.get("parameters") or {} for function in functions}
 
 
+def types_of(schema: Any, root: Any = None) -> set[str]:
+    """The JSON types that a schema allows; empty if it does not say.
+
+    Args:
+        root: the one that "$ref" is looked up in.
+    """
+    return _kinds(schema, root, DEEPEST)
+
+
 def typed(text: str, schema: Any, root: Any = None) -> Any:
     """What a parameter's text stands for.
 
@@ -39,7 +48,7 @@ def typed(text: str, schema: Any, root: Any = None) -> Any:
     Raises:
         ValueError: it is of no type that the schema names.
     """
-    kinds = _kinds(schema, root, DEEPEST)
+    kinds = types_of(schema, root)
     if not kinds or kinds == {"string"}:
         return text
     bare = text.strip()
@@ -85,7 +94,6 @@ def read_json_text(text: str) -> Any:
 
 
 def _kinds(schema: Any, root: Any, depth: int) -> set[str]:
-    """The JSON types that a schema allows; empty if it does not say."""
     if not isinstance(schema, Mapping) or not depth:
         return set()
     if isinstance(reference := schema.get("$ref"), str):
