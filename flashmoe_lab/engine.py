@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +22,7 @@ from flashmoe_lab.demo import Bits, open_checkpoint
 from flashmoe_lab.engine_card import engine_card
 from flashmoe_lab.engine_thread import EngineThread, T
 from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_tokens
+from flashmoe_lab.identity import state_identity
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Hook, build_model
 from flashmoe_lab.reading import choose_reading
@@ -35,6 +36,9 @@ from flashmoe_lab.tokenizer import Tokenizer
 from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.watch import NOBODY, Watch, watch_together
 from flashmoe_lab.weights import Weights, activation_dtype
+
+if TYPE_CHECKING:
+    from flashmoe_lab.chat.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +198,7 @@ class Engine:
         follow: Sequence[int] = (),
         watch: Watch = NOBODY,
         constraint: Constraint | None = None,
+        cache: "PrefixCache | None" = None,
         **sampling: Any,
     ) -> Run:
         """Generate, giving each token as it is made: `for step in engine.stream_generate(...)`.
@@ -210,6 +215,8 @@ class Engine:
             follow: tokens to go on with whatever the model says, as far as they reach.
             watch: who else follows the run, beside its record.
             constraint: what the text must look like, for this run alone; see chat/constraint.py.
+            cache: of beginnings that were read before, which this run goes on from and adds to;
+                `run.cached_tokens` says how far. Left alone where stages are intercepted.
             sampling: fields of `Sampling` (temperature, top_p, seed, ...); greedy without.
 
         Raises:
@@ -243,6 +250,14 @@ class Engine:
 
         def work(run: Run) -> None:
             run.intercepted += self.model.intercepted
+            prefix, begun = None, self.model.interventions_begun
+            if cache is not None and not run.intercepted:
+                prefix = cache.open(
+                    self.identity(num_experts_per_tok),
+                    request.prompt,
+                    request.stop_ids,
+                    valid=lambda: self.model.interventions_begun == begun,
+                )
             responses = generate_tokens(
                 self.model,
                 self.bank,
@@ -252,10 +267,9 @@ class Engine:
                 progress,
                 lambda: run.stopped or self._thread.closing,
                 together,
+                prefix,
             )
-            if run.carry_out(responses, together) and run.stats.prefill.tokens < len(
-                request.prompt
-            ):
+            if run.carry_out(responses, together) and run.prompt_tokens < len(request.prompt):
                 run.finish_reason = "cancelled"  # no response could say so
             run.intercepted += self.model.intercepted
             run.end()
@@ -305,6 +319,11 @@ class Engine:
         return self.tokenizer.encode(prompt)
 
     # Saying what was done
+
+    def identity(self, num_experts_per_tok: int | None = None) -> str:
+        """What a state of this engine depends on: only an engine of the same can go on from it."""
+        k = num_experts_per_tok or self.num_experts_per_tok
+        return state_identity(self.checkpoint, self.model.dtype, k)
 
     def lossy(self, num_experts_per_tok: int | None = None) -> list[str]:
         """What makes a run differ from the packed model's own mathematics, in words; empty if

@@ -8,6 +8,7 @@ union of its experts once; no expert is skipped.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +21,9 @@ from flashmoe_lab.storage.page_cache import process_read_nbytes
 from flashmoe_lab.tokenizer import TextStream, Tokenizer
 from flashmoe_lab.watch import NOBODY, Watch
 
+if TYPE_CHECKING:
+    from flashmoe_lab.chat.prefix_cache import Prefix
+
 PREFILL_CHUNK = 512  # tokens; a longer chunk reads each expert less often and takes more memory
 
 
@@ -30,6 +34,7 @@ class GenerationResponse:
     Attributes:
         text: what the token adds to the text; perhaps nothing yet.
         logprobs: float32 [vocab], of the distribution before temperature and cutting.
+        prompt_tokens: with those that a prefix cache knew.
         prompt_tps, generation_tps: tokens per second of prefill, and of decode so far.
         peak_memory: GB that MLX held at most.
         finish_reason: None, or why this is the last: "stop" (an end token), "length", "cancelled".
@@ -108,10 +113,11 @@ class _Meter:
 
 @dataclass(slots=True, kw_only=True)
 class RunStats:
-    """Both phases of a run."""
+    """Both phases of a run, and how many tokens of its prompt a prefix cache knew."""
 
     prefill: PhaseStats = field(default_factory=PhaseStats)
     decode: PhaseStats = field(default_factory=PhaseStats)
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,17 +172,21 @@ def prefill(
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     watch: Watch = NOBODY,
+    prefix: "Prefix | None" = None,
 ) -> np.ndarray | None:
-    """Read tokens into the state and return the last one's logits float32 [vocab]; None if
-    cancelled, which may be in the midst of a chunk: the state is then of no more use.
+    """Read what the state lacks of the tokens into it and return the last one's logits float32
+    [vocab]; None if cancelled, which may be in the midst of a chunk: the state is then of no more
+    use.
 
     Args:
         progress: told (tokens read, tokens in all) after each chunk.
+        prefix: is to keep the state at its marks; a chunk ends there too.
     """
     logits = None
-    for start in range(0, len(tokens), chunk):
-        part = tokens[start : start + chunk]
-        watch.pass_begins("prefill", part, state)
+    marks = prefix.marks if prefix else frozenset()
+    while (start := state.length) < len(tokens):
+        end = min([start + chunk, len(tokens), *(mark for mark in marks if mark > start)])
+        watch.pass_begins("prefill", part := tokens[start:end], state)
         try:
             logits = model(
                 part, state, num_experts_per_tok, last_only=True, cancelled=cancelled, watch=watch
@@ -184,11 +194,13 @@ def prefill(
         except Cancelled:
             return None
         state.evaluate()
-        if start + chunk >= len(tokens):
+        if end == len(tokens):
             mx.eval(logits)
         watch.pass_ends()
+        if prefix and end in marks:
+            prefix.keep(state)
         if progress is not None:
-            progress(min(start + chunk, len(tokens)), len(tokens))
+            progress(end, len(tokens))
     return None if logits is None else np.array(logits[0])
 
 
@@ -201,8 +213,10 @@ def generate_tokens(
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     watch: Watch = NOBODY,
+    prefix: "Prefix | None" = None,
 ) -> Iterator[GenerationResponse]:
-    """Generate one response after another; `stats` grows along.
+    """Generate one response after another; `stats` grows along. `prefix` gives what it knows of the
+    prompt and keeps what is new.
 
     `cancelled` is asked before every token, and in the prompt between stages; the response in hand
     then is the last.
@@ -213,11 +227,13 @@ def generate_tokens(
     vocabulary = vocabulary or model.config.vocab_size
     sampler = Sampler(request.sampling, vocabulary, request.constraint)
     text = tokenizer.stream() if tokenizer else None
+    chunk = request.prefill_chunk
     with _Meter(stats.prefill, bank.counts):
-        logits = prefill(
-            model, request.prompt, state, k, request.prefill_chunk, progress, cancelled, watch
-        )
-        stats.prefill.tokens = state.length
+        if prefix:
+            prefix.restore(state)
+        stats.cached_tokens = state.length
+        logits = prefill(model, request.prompt, state, k, chunk, progress, cancelled, watch, prefix)
+        stats.prefill.tokens = state.length - stats.cached_tokens
     if logits is None:
         return
     recent = list(request.prompt)
@@ -230,6 +246,8 @@ def generate_tokens(
         reason = _finish_reason(token, count, request, cancelled)
         yield _response(token, logprobs, count, text, stats, reason)
         if reason:
+            if prefix:
+                prefix.keep(state)
             return
         with _Meter(stats.decode, bank.counts):
             watch.pass_begins("decode", [token], state)
@@ -266,7 +284,7 @@ def _response(
         text=_text(token, text, reason) if text else "",
         token=token,
         logprobs=logprobs,
-        prompt_tokens=stats.prefill.tokens,
+        prompt_tokens=stats.cached_tokens + stats.prefill.tokens,
         prompt_tps=stats.prefill.tokens_per_second,
         generation_tokens=count,
         generation_tps=stats.decode.tokens_per_second,

@@ -55,6 +55,7 @@ class Model:
         config: the geometry.
         dtype: type of activations.
         state: of the pass under way, for hooks that look into it or change it.
+        interventions_begun: how many there ever were.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Model:
         self._interventions: list[tuple[str, Hook]] = []
         self._hooks: dict[str, list[Hook]] = {}
         self._check: Hook | None = None
+        self.interventions_begun = 0
         self.state: SequenceState | None = None
 
     # Running
@@ -194,6 +196,7 @@ class Model:
             )
         entry = (pattern, fn)
         self._interventions.append(entry)
+        self.interventions_begun += 1
         self._match()
         try:
             yield

@@ -54,6 +54,16 @@ class Run:
 
     # The consumer's side
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that a prefix cache knew."""
+        return self.stats.cached_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt so far, read or known."""
+        return self.stats.cached_tokens + self.stats.prefill.tokens
+
     def stop(self) -> None:
         """Ask the generation to end; it does within one token, or within one layer of a prompt."""
         self._stopped.set()

@@ -142,10 +142,10 @@ class SequenceState:
         copies: list[LayerState] = []
         for layer in self.layers:
             if isinstance(layer, AttentionState):
-                keys, values = _copy(layer.keys), _copy(layer.values)
+                keys, values = copy_array(layer.keys), copy_array(layer.values)
                 copies.append(AttentionState(keys, values, layer.length))
             else:
-                copies.append(DeltaState(_copy(layer.conv), _copy(layer.recurrent)))
+                copies.append(DeltaState(copy_array(layer.conv), copy_array(layer.recurrent)))
         copy = SequenceState(copies, list(self.tokens))
         copy.evaluate()
         return copy
@@ -209,7 +209,7 @@ class SequenceState:
         return state
 
 
-def _copy(array: mx.array) -> mx.array:
+def copy_array(array: mx.array) -> mx.array:
     """The same numbers in memory of their own: native kernels write float32 arrays in place. Any
     other is a value, which an own array object keeps."""
-    return mx.array(np.asarray(array)) if array.dtype == mx.float32 else array[:]
+    return mx.array(np.asarray(array)) if array.dtype == mx.float32 else mx.contiguous(array)

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import xxhash
@@ -159,6 +160,11 @@ class PackedCheckpoint:
                 )
             if full not in self.manifest.resident_checksums:
                 raise ValueError(f"{self.path / MANIFEST}: has no checksum of {full}")
+
+    @cached_property
+    def identity(self) -> str:
+        """Tells a packed checkpoint from others: its source and how it is stored."""
+        return f"{xxhash.xxh3_64_intdigest((self.path / MANIFEST).read_bytes()):016x}"
 
     @property
     def resident_nbytes(self) -> int:
