@@ -127,8 +127,8 @@ def conditions(trace: Trace) -> str:
     return (
         f"{name}, {facts['num_hidden_layers']} layers, experts {facts['experts']}, "
         f"K={facts['num_experts_per_tok']} of {facts['num_experts']}, {bank}, "
-        f"{facts['reader']}; {facts['machine']}; trace mode {trace.mode}"
-        + (f"\n{'; '.join(notes)}" if notes else "")
+        f"{facts['reader']}, page cache {trace.cached_words}; {facts['machine']}; trace mode "
+        f"{trace.mode}" + (f"\n{'; '.join(notes)}" if notes else "")
     )
 
 

@@ -117,6 +117,12 @@ class Trace:
         """Share of the wall time that the spans explain."""
         return sum(self.lane_ns.values()) / self.dur_ns if self.dur_ns else 0.0
 
+    @property
+    def cached_words(self) -> str:
+        """How much of the experts' files the page cache held when the run began."""
+        held, size = self.facts.get("page_cache_nbytes"), self.facts.get("expert_nbytes")
+        return "an unknown share" if pd.isna(held) or not size else f"{min(held / size, 1):.0%}"
+
     def summary(self) -> str:
         """One line: what the record holds, and what it cost."""
         facts = self.facts
@@ -130,8 +136,8 @@ class Trace:
         return (
             f"trace ({self.mode}{arrays}): {self._rows('tokens')} tokens in {dur / 1e9:.2f} s, "
             f"{self._rows('routing'):,} choices, {reads:,} reads of "
-            f"{format_nbytes(read_nbytes)}; spans explain {self.closure:.1%} of the "
-            f"time ({lanes}); recording took {facts.get('record_ns', 0) / dur:.1%}"
+            f"{format_nbytes(read_nbytes)}; the page cache held {self.cached_words} of the "
+            f"experts at the start; spans explain {self.closure:.1%} of the time ({lanes}); recording took {facts.get('record_ns', 0) / dur:.1%}"
         )
 
     def __repr__(self) -> str:
