@@ -20,6 +20,7 @@ from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.config import ModelConfig, check_num_experts_per_tok
 from flashmoe_lab.demo import Bits, open_checkpoint
 from flashmoe_lab.engine_card import engine_card
+from flashmoe_lab.engine_settings import EngineSettings
 from flashmoe_lab.engine_thread import EngineThread, T
 from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_tokens
 from flashmoe_lab.identity import state_identity
@@ -27,49 +28,18 @@ from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Hook, build_model
 from flashmoe_lab.reading import choose_reading
 from flashmoe_lab.run import Run
+from flashmoe_lab.run_summary import run_summary
 from flashmoe_lab.sampling import Constraint, Sampling
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.stepping import Step, walk
-from flashmoe_lab.storage.bank import ExpertBank, default_capacity_nbytes
+from flashmoe_lab.storage.bank import ExpertBank
 from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.tokenizer import Tokenizer
-from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.watch import NOBODY, Watch, watch_together
 from flashmoe_lab.weights import Weights, activation_dtype
 
 if TYPE_CHECKING:
     from flashmoe_lab.chat.prefix_cache import PrefixCache
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How a model is opened.
-
-    Attributes:
-        num_experts_per_tok: K of runs that name none; None is the model's own.
-        bank_gb: memory for experts, in 10**9 bytes; 0 keeps none (the operating system's page cache
-            is the only cache); None takes a quarter of the free memory, at most what all experts
-            need.
-        resident: read every expert into the bank when opening; needs room for all.
-        reader: "pread" (through the page cache), "direct" (past it) or "mmap" (to compare).
-        threads, split: reading threads, and pieces that a block is read in. Where none of the three
-            is named, what was tuned, or a rule (see reading.py).
-        policy: which expert the bank gives up: "lru".
-        dtype: of activations; None is float32 on a CPU and bfloat16 on a GPU.
-        verify: check each block's checksum the first time that it is read.
-        checks: stop at the first stage that gives NaN or infinity; slows a run.
-    """
-
-    num_experts_per_tok: int | None = None
-    bank_gb: float | None = None
-    resident: bool = False
-    reader: str | None = None
-    threads: int | None = None
-    split: int | None = None
-    policy: str = "lru"
-    dtype: str | None = None
-    verify: bool = False
-    checks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +76,7 @@ class Engine:
         )
         self.tokenizer = _tokenizer(checkpoint.path)
         on_cpu = mx.default_device() == mx.cpu
-        bank_nbytes = _bank_nbytes(checkpoint, settings)
+        bank_nbytes = settings.bank_nbytes(checkpoint)
         named = settings.reader, settings.threads, settings.split
         self.reading = choose_reading(checkpoint, bank_nbytes, *named)
         self.reader = open_reader(
@@ -336,32 +306,7 @@ class Engine:
 
     def summary(self, run: Run) -> str:
         """One honest line: speed, bytes, hits, and under what conditions."""
-        prefill, decode = run.stats.prefill, run.stats.decode
-        k = run.num_experts_per_tok or self.num_experts_per_tok
-        lossy = self.lossy(run.num_experts_per_tok)
-        lossy += [f"intercepted {pattern}" for pattern in dict.fromkeys(run.intercepted)]
-        own = "the model's own"
-        if k != self.config.num_experts_per_tok:
-            own += f" is {self.config.num_experts_per_tok}"
-        parts = [
-            f"prefill {prefill.tokens} tokens at {prefill.tokens_per_second:.2f} tok/s",
-            f"decode {decode.tokens} at {decode.tokens_per_second:.2f} tok/s",
-            f"read {format_nbytes(decode.read_nbytes_per_token)} per token",
-            f"bank hits {decode.hit_rate:.1%} in decode",
-            f"K={k}" + (f" [lossy: {', '.join(lossy)}]" if lossy else f" ({own})"),
-            f"experts {self.checkpoint.label}",
-            f"reader {self.reading}",
-            self._bank_words(),
-        ]
-        if run.trace is not None:
-            parts.append(run.trace.summary())
-        return "; ".join(parts)
-
-    def _bank_words(self) -> str:
-        if not self.bank.keeps:
-            return f"bank 0 (nothing kept; {format_nbytes(self.bank.nbytes)} workspace)"
-        how = "resident, all experts" if self.settings.resident else self.bank.policy_name
-        return f"bank {format_nbytes(self.bank.nbytes)} ({self.bank.slots} slots, {how})"
+        return run_summary(self, run)
 
     def _repr_html_(self) -> str:
         return engine_card(self)
@@ -407,18 +352,6 @@ def check_finite(result: Any, path: str) -> None:
         result = result.weights
     if isinstance(result, mx.array) and not mx.isfinite(result).all().item():
         raise FloatingPointError(f"{path} gave NaN or infinity")
-
-
-def _bank_nbytes(checkpoint: PackedCheckpoint, settings: EngineSettings) -> int | None:
-    if settings.resident:
-        if settings.bank_gb is not None:
-            raise ValueError("resident=True holds every expert; leave bank_gb out")
-        return None
-    if settings.bank_gb is not None:
-        if not 0 <= settings.bank_gb < 1e9:
-            raise ValueError(f"bank_gb is {settings.bank_gb}; it must be 0 or more")
-        return round(settings.bank_gb * 1e9)
-    return default_capacity_nbytes(checkpoint.expert_nbytes)
 
 
 def _tokenizer(path: Path) -> Tokenizer | None:
