@@ -137,7 +137,8 @@ class Trace:
             f"trace ({self.mode}{arrays}): {self._rows('tokens')} tokens in {dur / 1e9:.2f} s, "
             f"{self._rows('routing'):,} choices, {reads:,} reads of "
             f"{format_nbytes(read_nbytes)}; the page cache held {self.cached_words} of the "
-            f"experts at the start; spans explain {self.closure:.1%} of the time ({lanes}); recording took {facts.get('record_ns', 0) / dur:.1%}"
+            f"experts at the start; spans explain {self.closure:.1%} of the time ({lanes}); "
+            f"recording took {facts.get('record_ns', 0) / dur:.1%}"
         )
 
     def __repr__(self) -> str:
