@@ -7,7 +7,7 @@ Leaving the loop, by `break`, an exception or the notebook's interrupt, stops th
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
@@ -84,7 +84,7 @@ class Run:
             pass
         return self
 
-    def __iter__(self) -> Iterator[GenerationResponse]:
+    def __iter__(self) -> Generator[GenerationResponse, None, None]:
         self._begin()
         try:
             while (item := self._take()) is not _END:

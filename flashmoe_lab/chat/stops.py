@@ -1,0 +1,40 @@
+"""Stop sequences: text at which an answer ends, wherever its tokens are cut."""
+
+from collections.abc import Sequence
+
+
+class StopText:
+    """Lets text through up to the first stop sequence, which is left out.
+
+    Attributes:
+        found: whether one has come; nothing is let through any more.
+    """
+
+    def __init__(self, sequences: Sequence[str]) -> None:
+        if "" in sequences:
+            raise ValueError("a stop sequence is empty; it would end every answer at once")
+        self._sequences = tuple(sequences)
+        self._held = ""  # may begin a sequence
+        self.found = False
+
+    def feed(self, piece: str) -> str:
+        """What has become certain to be before any stop sequence."""
+        text, self._held = "" if self.found else self._held + piece, ""
+        places = [text.find(sequence) for sequence in self._sequences if sequence in text]
+        if places:
+            self.found = True
+            return text[: min(places)]
+        end = len(text) - max((_begun(text, each) for each in self._sequences), default=0)
+        self._held = text[end:]
+        return text[:end]
+
+    def rest(self) -> str:
+        """What was held back of an answer that is over."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _begun(text: str, sequence: str) -> int:
+    """How many characters of the sequence the text may end with."""
+    most = min(len(text), len(sequence) - 1)
+    return next((n for n in range(most, 0, -1) if text.endswith(sequence[:n])), 0)
