@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab.assembly import build_model
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.config import ModelConfig, check_num_experts_per_tok
 from flashmoe_lab.demo import Bits, open_checkpoint
@@ -25,7 +26,7 @@ from flashmoe_lab.engine_thread import EngineThread, T
 from flashmoe_lab.generation import PREFILL_CHUNK, GenerationRequest, generate_tokens
 from flashmoe_lab.identity import state_identity
 from flashmoe_lab.layer import Layer
-from flashmoe_lab.model import Hook, build_model
+from flashmoe_lab.model import Hook
 from flashmoe_lab.reading import choose_reading
 from flashmoe_lab.run import Run
 from flashmoe_lab.run_summary import run_summary

@@ -251,7 +251,7 @@ def generate_tokens(
             return
         with _Meter(stats.decode, bank.counts):
             watch.pass_begins("decode", [token], state)
-            logits = np.array(model([token], state, k, watch=watch)[0])
+            logits = np.array(model([token], state, k, watch=watch))[0]
             watch.pass_ends()
             stats.decode.tokens += 1
 

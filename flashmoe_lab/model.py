@@ -5,7 +5,7 @@ where the order of a forward pass stands; calling the model, `step` and `interce
 driving it.
 """
 
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,23 +14,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flashmoe_lab.checkpoint.packed import PackedCheckpoint
-from flashmoe_lab.config import LINEAR, ModelConfig
+from flashmoe_lab import kernels, native
+from flashmoe_lab.config import ModelConfig, check_num_experts_per_tok
 from flashmoe_lab.layer import Layer, Steps
-from flashmoe_lab.stages.attention import GatedAttention
-from flashmoe_lab.stages.delta_net import GatedDeltaNet
 from flashmoe_lab.stages.embedding import Embedding
-from flashmoe_lab.stages.expert_fetch import ExpertFetch
-from flashmoe_lab.stages.experts import Experts
 from flashmoe_lab.stages.lm_head import LMHead
 from flashmoe_lab.stages.norm import RMSNorm
-from flashmoe_lab.stages.router import Router
-from flashmoe_lab.stages.shared_expert import SharedExpert
+from flashmoe_lab.stages.part import Part
 from flashmoe_lab.state import SequenceState
-from flashmoe_lab.storage.bank import ExpertBank
-from flashmoe_lab.storage.reader import Reader
-from flashmoe_lab.watch import NOBODY, Watch, layers_by_stage
-from flashmoe_lab.weights import Weights
+from flashmoe_lab.token_memory import TokenMemory
+from flashmoe_lab.watch import NOBODY, Watch, layers_by_stage, layers_of
 
 Hook = Callable[[Any, str], Any]
 
@@ -45,6 +38,22 @@ class StageResult:
 
     path: str
     result: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a pass has to show.
+
+    Attributes:
+        plain: layers of which nobody wants to see a stage that `native_steps` does not give.
+        unseen: those of them of which nobody wants to see anything where a single token passes.
+    """
+
+    plain: frozenset[int] = frozenset()
+    unseen: frozenset[int] = frozenset()
+
+
+_WHOLE = View()
 
 
 class Model:
@@ -71,6 +80,8 @@ class Model:
         self._interventions: list[tuple[str, Hook]] = []
         self._hooks: dict[str, list[Hook]] = {}
         self._check: Hook | None = None
+        self._last_view: tuple[Any, View] | None = None
+        self._memories: list[TokenMemory] = []
         self.interventions_begun = 0
         self.state: SequenceState | None = None
 
@@ -95,7 +106,12 @@ class Model:
         Raises:
             Cancelled: `cancelled`, which is asked between stages, said so.
         """
-        steps = self.steps(tokens, state, num_experts_per_tok, last_only, self._plain(watch))
+        view = self._view(watch)
+        memory = None
+        if len(tokens) == 1 and view.unseen:
+            memory = self._memory(num_experts_per_tok)
+            watch.token_begins(memory)
+        steps = self.steps(tokens, state, num_experts_per_tok, last_only, view, memory)
         hooks, listeners, answer = self._hooks, watch.listeners, None
         while True:
             if cancelled():
@@ -103,6 +119,8 @@ class Model:
             try:
                 path, answer = steps.send(answer)
             except StopIteration as stop:
+                if memory is not None:
+                    self._memories.append(memory)
                 return stop.value
             if path in hooks:
                 answer = self._hooked(path, answer)
@@ -132,22 +150,33 @@ class Model:
         state: SequenceState,
         num_experts_per_tok: int | None = None,
         last_only: bool = False,
-        plain: Container[int] | None = None,
+        view: View | None = None,
+        memory: TokenMemory | None = None,
     ) -> Steps:
         """(path, result) after every stage, going on with what is sent back; returns the logits.
 
-        Layers in `plain` show no more than what their `native_steps` give. Unless it is None, a
-        last "block" ends each layer, which is no stage and cannot be intercepted.
+        With `view`, layers show no more than it says, and a last "block" ends each that shows
+        something, which is no stage and cannot be intercepted. A single token goes through what is
+        unseen in `memory`, if there is one.
         """
         check_ids(tokens, self.config.vocab_size)
         if not len(tokens):
             raise ValueError("there are no tokens; it needs at least one")
         self.state = state
         x = yield "embed", self.embed(mx.array([int(token) for token in tokens]))
+        plain, unseen = (view.plain, view.unseen) if view else ((), ())
+        held = None  # the memory, while x is the one in it
         for layer in self.layers:
-            run = layer.native_steps if layer.index in (plain or ()) else layer.steps
-            steps = run(x, state[layer.index], num_experts_per_tok)
-            answer = None
+            own = state[layer.index]
+            if memory is not None and layer.index in unseen and layer.native.takes(own):
+                if held is None:
+                    held, memory.x[:] = memory, native.floats(x)
+                layer.token(memory, own)
+                continue
+            if held is not None:
+                held, x = None, mx.array(held.x)
+            run = layer.native_steps if layer.index in plain else layer.steps
+            steps, answer = run(x, own, num_experts_per_tok), None
             while True:
                 try:
                     name, answer = steps.send(answer)
@@ -155,11 +184,13 @@ class Model:
                     x = stop.value
                     break
                 answer = yield f"layers.{layer.index}.{name}", answer
-            if plain is not None:  # the layer ends here, for who looks at the clock
+            if view is not None:  # the layer ends here, for who looks at the clock
                 yield f"layers.{layer.index}.block", x
+        if held is not None:
+            x = mx.array(held.x)
         state.tokens.extend(int(token) for token in tokens)
         self.state = None
-        x = yield "norm", self.norm(x[-1:] if last_only else x)
+        x = yield "norm", self.norm(x[-1:] if last_only and len(tokens) > 1 else x)
         return (yield "lm_head", self.lm_head(x))
 
     def reference(
@@ -228,17 +259,43 @@ class Model:
                 if fnmatchcase(path, pattern):
                     hooks.setdefault(path, []).append(fn)
         self._hooks = hooks  # at once: a run in another thread must never see half of them
+        self._last_view = None
 
-    def _plain(self, watch: Watch) -> Container[int]:
-        """Layers of which nobody wants to see a stage that `native_steps` does not give."""
-        if watch.every_stage:
-            return ()
-        busy = watch.layers_by_stage | layers_by_stage(self._hooks)
-        return {
-            layer.index
-            for layer in self.layers
-            if layer.index not in busy and layer.can_run_native(self.dtype)
-        }
+    def _view(self, watch: Watch) -> View:
+        """What is to be seen in a pass that `watch` follows, found again when something changed."""
+        if watch.every_stage or not kernels.native_for(self.dtype):
+            return _WHOLE
+        key = (Part.changes, watch.layers_by_stage, watch.layers_heard)
+        last = self._last_view
+        if last is None or last[0] != key:
+            exact = frozenset(layer.index for layer in self.layers if layer.native.is_exact())
+            plain = exact - watch.layers_by_stage - layers_by_stage(self._hooks)
+            fitting = {layer.index for layer in self.layers if self._fits_memory(layer)}
+            unseen = plain & fitting - watch.layers_heard - layers_of(self._hooks)
+            last = self._last_view = key, View(plain=plain, unseen=unseen)
+        return last[1]
+
+    def _fits_memory(self, layer: Layer) -> bool:
+        """Whether a layer's router is of the size that all have."""
+        first, router = self.layers[0].router, layer.router
+        return (
+            router.num_experts_per_tok == first.num_experts_per_tok
+            and router.gate.out_features == self.config.num_experts
+        )
+
+    def _memory(self, num_experts_per_tok: int | None) -> TokenMemory:
+        """Memory for a token's pass, which is given back at its end: a hook may run another."""
+        experts = self.config.num_experts
+        k = num_experts_per_tok
+        if k is None:
+            k = self.layers[0].router.num_experts_per_tok
+        while self._memories:
+            memory = self._memories.pop()
+            if memory.num_experts_per_tok == k:
+                memory.forget()
+                return memory
+        check_num_experts_per_tok(k, experts)
+        return TokenMemory(len(self.layers), self.config.hidden_size, experts, k)
 
     def _hooked(self, path: str, result: Any) -> Any:
         for fn in self._hooks.get(path, ()):
@@ -252,88 +309,3 @@ def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
     for token in tokens:
         if not 0 <= token < vocab_size:
             raise ValueError(f"token id {token}: ids are 0 to {vocab_size - 1}")
-
-
-def build_model(
-    checkpoint: PackedCheckpoint,
-    weights: Weights,
-    bank: ExpertBank,
-    reader: Reader,
-    *,
-    num_experts_per_tok: int | None = None,
-    verify: bool = False,
-) -> Model:
-    """A model whose resident part is in memory and whose experts come through `bank` and
-    `reader`."""
-    config = checkpoint.config
-    k = num_experts_per_tok or config.num_experts_per_tok
-    layers = [
-        _layer(checkpoint, weights, bank, reader, index, k, verify)
-        for index in range(config.num_hidden_layers)
-    ]
-    embed = weights.linear("model.embed_tokens")
-    head = embed if config.tie_word_embeddings else weights.linear("lm_head")
-    return Model(
-        config,
-        Embedding(embed, weights.dtype),
-        layers,
-        weights.norm("model.norm", config.rms_norm_eps),
-        LMHead(head),
-    )
-
-
-def _layer(
-    checkpoint: PackedCheckpoint,
-    weights: Weights,
-    bank: ExpertBank,
-    reader: Reader,
-    index: int,
-    num_experts_per_tok: int,
-    verify: bool,
-) -> Layer:
-    config, path = checkpoint.config, f"model.layers.{index}"
-    kind = config.layer_types[index]
-    eps = config.rms_norm_eps
-    mixer = _delta_net if kind == LINEAR else _attention
-    shared = f"{path}.mlp.shared_expert"
-    return Layer(
-        index=index,
-        kind=kind,
-        input_norm=weights.norm(f"{path}.input_layernorm", eps),
-        mixer=mixer(config, weights, path),
-        post_norm=weights.norm(f"{path}.post_attention_layernorm", eps),
-        router=Router(
-            weights.linear(f"{path}.mlp.gate"), num_experts_per_tok, config.norm_topk_prob
-        ),
-        fetch=ExpertFetch(checkpoint.layers[index], bank, reader, verify, overlap=True),
-        experts=Experts(index, bank),
-        shared_expert=SharedExpert(
-            weights.linear(f"{shared}.gate_proj"),
-            weights.linear(f"{shared}.up_proj"),
-            weights.linear(f"{shared}.down_proj"),
-            weights.linear(f"{path}.mlp.shared_expert_gate"),
-        ),
-    )
-
-
-def _attention(config: ModelConfig, weights: Weights, path: str) -> GatedAttention:
-    base = f"{path}.self_attn"
-    return GatedAttention(
-        config,
-        *(weights.linear(f"{base}.{name}_proj") for name in ("q", "k", "v", "o")),
-        q_norm=weights.norm(f"{base}.q_norm", config.rms_norm_eps),
-        k_norm=weights.norm(f"{base}.k_norm", config.rms_norm_eps),
-    )
-
-
-def _delta_net(config: ModelConfig, weights: Weights, path: str) -> GatedDeltaNet:
-    base = f"{path}.linear_attn"
-    names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
-    return GatedDeltaNet(
-        config,
-        *(weights.linear(f"{base}.{name}") for name in names),
-        conv1d=weights.arrays[f"{base}.conv1d.weight"].astype(weights.dtype),
-        A_log=weights.arrays[f"{base}.A_log"],
-        dt_bias=weights.arrays[f"{base}.dt_bias"],
-        norm=weights.norm(f"{base}.norm", config.rms_norm_eps),
-    )

@@ -298,11 +298,10 @@ def after(
     shared: np.ndarray,
     slots: np.ndarray,
     weights: np.ndarray,
-) -> mx.array:
-    """stream + experts(normed) + shared [T, hidden]; slots and weights [T, K]."""
-    out = np.empty_like(stream)
+    out: np.ndarray,
+) -> None:
+    """Write stream + experts(normed) + shared [T, hidden]; slots and weights [T, K]."""
     _native.after(*stacks, normed, stream, shared, slots, weights, out)
-    return mx.array(out)
 
 
 def call(stage: Any, x: mx.array, *rest: Any) -> mx.array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.state import SequenceState
+from flashmoe_lab.token_memory import TokenMemory
 
 if TYPE_CHECKING:
     from flashmoe_lab.trace import Trace
@@ -41,11 +42,20 @@ class Watch:
         """Layers that must run stage by stage for the listeners to hear what they want."""
         return layers_by_stage(self.listeners)
 
+    @cached_property
+    def layers_heard(self) -> frozenset[int]:
+        """Layers whose listeners must be told of a single token too; of any other,
+        `token_begins` may be all that is."""
+        return layers_of(self.listeners)
+
     def run_begins(self) -> None:
         """A run starts, in its own thread."""
 
     def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
         """Tokens are about to go through the model; `phase` is "prefill" or "decode"."""
+
+    def token_begins(self, memory: TokenMemory) -> None:
+        """It is one token, and layers that are not heard will leave in `memory` what they do."""
 
     def pass_ends(self) -> None:
         """Their logits are on the host."""
@@ -56,6 +66,11 @@ class Watch:
     def run_ends(self, finish_reason: str, error: str = "") -> None:
         """The run is over; `finish_reason` is "stop", "length", "cancelled" or, with its words,
         "error"."""
+
+
+def layers_of(paths: Iterable[str]) -> frozenset[int]:
+    """The layers of stages by path."""
+    return frozenset(int(path.split(".")[1]) for path in paths if path.startswith("layers."))
 
 
 def layers_by_stage(paths: Iterable[str]) -> frozenset[int]:
@@ -87,6 +102,11 @@ class Together(Watch):
         """Those of all."""
         return frozenset().union(*(watch.layers_by_stage for watch in self._watches))
 
+    @cached_property
+    def layers_heard(self) -> frozenset[int]:
+        """Those of all."""
+        return frozenset().union(*(watch.layers_heard for watch in self._watches))
+
     def run_begins(self) -> None:
         """See Watch; who listens to what is known from here on."""
         told: dict[str, list[Callable[[Any], None]]] = {}
@@ -100,6 +120,11 @@ class Together(Watch):
         """See Watch."""
         for watch in self._watches:
             watch.pass_begins(phase, tokens, state)
+
+    def token_begins(self, memory: TokenMemory) -> None:
+        """See Watch."""
+        for watch in self._watches:
+            watch.token_begins(memory)
 
     def pass_ends(self) -> None:
         """See Watch."""

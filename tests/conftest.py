@@ -15,9 +15,10 @@ from tokenizers.models import BPE
 
 import flashmoe_lab as fl
 from flashmoe_lab import kernels
+from flashmoe_lab.assembly import build_model
 from flashmoe_lab.checkpoint.layer_file import BlockLayout
 from flashmoe_lab.config import FULL, LINEAR
-from flashmoe_lab.model import Model, build_model
+from flashmoe_lab.model import Model
 from flashmoe_lab.stages.linear import Linear
 from flashmoe_lab.storage.bank import ExpertBank
 from flashmoe_lab.storage.slot_pool import SlotPool

@@ -27,13 +27,19 @@ def logits(model, ids, chunk, k=None):
 @pytest.fixture
 def runs(monkeypatch):
     """How many layers ran whole."""
-    count, run = [], Layer.native_steps
+    count: list[int] = []
 
-    def counted(self, *arguments):
-        count.append(self.index)
-        return run(self, *arguments)
+    def count_in(name):
+        run = getattr(Layer, name)
 
-    monkeypatch.setattr(Layer, "native_steps", counted)
+        def counted(self, *arguments):
+            count.append(self.index)
+            return run(self, *arguments)
+
+        monkeypatch.setattr(Layer, name, counted)
+
+    count_in("native_steps")
+    count_in("token")
     return count
 
 

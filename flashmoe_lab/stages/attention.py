@@ -16,12 +16,13 @@ from flashmoe_lab.config import ModelConfig
 from flashmoe_lab.stages.activation import sigmoid64
 from flashmoe_lab.stages.linear import Linear
 from flashmoe_lab.stages.norm import RMSNorm
+from flashmoe_lab.stages.part import Part
 from flashmoe_lab.state import AttentionState
 
 _QUERY_ROWS = 64  # query rows whose scores are held at once on a CPU
 
 
-class GatedAttention:
+class GatedAttention(Part):
     """The mixer of a full-attention layer."""
 
     def __init__(

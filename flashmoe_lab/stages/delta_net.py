@@ -17,12 +17,13 @@ from flashmoe_lab.config import ModelConfig
 from flashmoe_lab.stages.activation import sigmoid64, silu, silu64
 from flashmoe_lab.stages.linear import Linear
 from flashmoe_lab.stages.norm import RMSNorm
+from flashmoe_lab.stages.part import Part
 from flashmoe_lab.state import DeltaState
 
 _EPS = 1e-6  # of the l2 norms of q and k
 
 
-class GatedDeltaNet:
+class GatedDeltaNet(Part):
     """The mixer of a linear-attention layer.
 
     Args:

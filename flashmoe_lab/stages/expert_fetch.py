@@ -17,6 +17,7 @@ import numpy as np
 from flashmoe_lab.cards import card
 from flashmoe_lab.checkpoint.layer_file import LayerFile
 from flashmoe_lab.checkpoint.quantize import dequantize_reference
+from flashmoe_lab.stages.part import Part
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, Placement
 from flashmoe_lab.storage.reader import BlockBatch, Pending, Reader, ReadRecords
@@ -88,6 +89,11 @@ class Landing:
             yield replace(self.placement, slots={expert: slots[expert] for expert in misses})
 
     @property
+    def has_ended(self) -> bool:
+        """Whether finishing waits for nothing."""
+        return self.records is not None or self._pending.done
+
+    @property
     def holds_some(self) -> bool:
         """Whether the bank held some of the placement's experts already."""
         return len(self.placement.misses) < len(self.placement.slots)
@@ -126,6 +132,16 @@ class Fetched:
         """The placement that is in memory now; all of it unless `later` names more experts."""
         self.wait()
         return self.placed
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it is still to be read: asking for `first` waits for nothing."""
+        return not self.later and all(landing.has_ended for landing in self.landings)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it was all in the bank, and still is; whoever asks holds the bank's lock."""
+        return not self.landings and not self.later and self.fetch.bank.holds(self.placed)
 
     @property
     def slots(self) -> np.ndarray:
@@ -195,7 +211,7 @@ class Fetched:
         return card(f"Fetched for layer {self.placed.layer}", rows)
 
 
-class ExpertFetch:
+class ExpertFetch(Part):
     """Brings the experts of one layer into the bank.
 
     Args:
@@ -231,7 +247,10 @@ class ExpertFetch:
             ReadError: a block could not be read whole.
             ValueError: a block has not the checksum that it should have.
         """
-        experts = np.array(routing.experts)
+        return self.of(np.array(routing.experts))
+
+    def of(self, experts: np.ndarray) -> Fetched:
+        """The same for experts int [T, K]."""
         groups = self.bank.waves(self.file.layer, np.unique(experts).tolist())
         fetched = Fetched(
             experts=experts,

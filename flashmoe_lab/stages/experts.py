@@ -11,11 +11,12 @@ import numpy as np
 
 from flashmoe_lab import kernels, native
 from flashmoe_lab.stages.expert_fetch import Fetched
+from flashmoe_lab.stages.part import Part
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank
 
 
-class Experts:
+class Experts(Part):
     """The experts of one layer, in the slots where the fetch stage has put them.
 
     Args:
@@ -46,7 +47,8 @@ class Experts:
         if not np.array_equal(np.array(routing.experts), fetched.experts):
             raise ValueError(f"layer {self.layer}: these experts were fetched for another routing")
         if self.variant in (None, "native") and kernels.native_for(x.dtype):
-            return self._native(x, routing, fetched)
+            weights = native.floats(routing.weights)
+            return mx.array(self.native(native.floats(x), weights, fetched))
         outs: list[mx.array] = []
         order: list[np.ndarray] = []
         with self.bank.lock:  # from the check that the slots are still theirs to the submission
@@ -61,16 +63,17 @@ class Experts:
         by_rank = together[mx.array(inverse)].reshape(*fetched.experts.shape, x.shape[-1])
         return (by_rank * routing.weights[..., None]).sum(axis=1).astype(x.dtype)
 
-    def _native(self, x: mx.array, routing: Routing, fetched: Fetched) -> mx.array:
-        """The same in C++; done when it returns, so the bank has nothing to wait for."""
-        experts, rows = fetched.experts.ravel(), native.floats(x)
+    def native(self, rows: np.ndarray, weights: np.ndarray, fetched: Fetched) -> np.ndarray:
+        """The same in C++, of rows and weights float32; done when it returns, so the bank has
+        nothing to wait for."""
+        experts = fetched.experts.ravel()
         k = fetched.experts.shape[1]
         by_rank = np.empty((len(experts), rows.shape[-1]), np.float32)
         with self.bank.lock:
             for placement in fetched.waves():
                 pairs, slots = _pairs(experts, placement.slots)
                 by_rank[pairs] = native.expert_mlp(self.weights.stacks(), rows, pairs // k, slots)
-        return mx.array(native.weighted_sum(by_rank, native.floats(routing.weights)))
+        return native.weighted_sum(by_rank, weights)
 
     def reference(
         self,

@@ -8,11 +8,12 @@ import numpy as np
 from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.quantize import dequantize_reference, from_mlx
 from flashmoe_lab.config import Quantization
+from flashmoe_lab.stages.part import Part
 
 _REFERENCE_ROWS = 8192  # rows of a matrix that the float64 reference holds at once
 
 
-class Linear:
+class Linear(Part):
     """`y = x @ weight.T`, with `weight` [out, in] in float or in affine groups.
 
     Args:

@@ -6,9 +6,10 @@ import numpy as np
 
 from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.quantize import from_mlx
+from flashmoe_lab.stages.part import Part
 
 
-class RMSNorm:
+class RMSNorm(Part):
     """Root-mean-square norm over the last axis.
 
     Args:

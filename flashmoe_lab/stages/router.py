@@ -14,6 +14,7 @@ from flashmoe_lab import kernels, native
 from flashmoe_lab.cards import card
 from flashmoe_lab.config import check_num_experts_per_tok
 from flashmoe_lab.stages.linear import Linear
+from flashmoe_lab.stages.part import Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ class Routing:
         return card(title + f" of {self.logits.shape[-1]} experts (weight)", rows)
 
 
-class Router:
+class Router(Part):
     """Scores every expert and keeps the best K.
 
     Args:

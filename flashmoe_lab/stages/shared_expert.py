@@ -8,9 +8,10 @@ import numpy as np
 from flashmoe_lab import kernels, native
 from flashmoe_lab.stages.activation import sigmoid64, silu, silu64
 from flashmoe_lab.stages.linear import Linear
+from flashmoe_lab.stages.part import Part
 
 
-class SharedExpert:
+class SharedExpert(Part):
     """`sigmoid(x @ gate.T) * down(silu(gate_proj(x)) * up_proj(x))`."""
 
     def __init__(

@@ -58,10 +58,10 @@ class BankCounts:
 
 
 class _Shelf:
-    """One pool with what lies in its slots."""
+    """One pool with what lies in its slots; `is_enough` if none of `experts` ever has to go."""
 
-    def __init__(self, pool: SlotPool, policy: CachePolicy) -> None:
-        self.pool, self.policy = pool, policy
+    def __init__(self, pool: SlotPool, policy: CachePolicy, experts: int) -> None:
+        self.pool, self.policy, self.is_enough = pool, policy, pool.slots >= experts
         self.slot_of: dict[Key, int] = {}
         self.free = list(range(pool.slots - 1, -1, -1))
 
@@ -102,8 +102,10 @@ class ExpertBank:
         _check_memory(sum(layout.block_nbytes * count for layout, count in slots.items()))
         self.policy_name = policy if isinstance(policy, str) else policy().name
         make = (lambda: make_policy(policy)) if isinstance(policy, str) else policy
+        experts = _experts_by_layout(layers)
         shelves = {
-            layout: _Shelf(SlotPool(layout, count, form), make()) for layout, count in slots.items()
+            layout: _Shelf(SlotPool(layout, count, form), make(), experts[layout])
+            for layout, count in slots.items()
         }
         self._shelves = list(shelves.values())
         self._shelf_of = {layer.layer: shelves[layer.layout] for layer in layers}
@@ -158,9 +160,7 @@ class ExpertBank:
                 f"layer {layer}: {len(experts)} experts at once, "
                 f"the bank has {shelf.pool.slots} slots; use waves()"
             )
-        if self._landing is not None:
-            landing, self._landing = self._landing, None
-            landing()
+        self._settle()
         if not self.keeps:
             self.forget(list(shelf.slot_of))
         keys = [(layer, expert) for expert in experts]
@@ -181,6 +181,24 @@ class ExpertBank:
             slots={key[1]: shelf.slot_of[key] for key in keys},
             misses=tuple(expert for _, expert in misses),
         )
+
+    def find(self, layer: int, experts: Sequence[int]) -> list[int] | None:
+        """The slots of experts that the bank holds, each asked for once; None if it does not hold
+        them all, and they are to be placed."""
+        if not self.keeps:
+            return None
+        self._settle()
+        shelf = self._shelf_of[layer]
+        slot_of = shelf.slot_of
+        try:
+            slots = [slot_of[layer, expert] for expert in experts]
+        except KeyError:
+            return None
+        if not shelf.is_enough:
+            for expert in sorted(experts):  # as `place` is asked
+                shelf.policy.touch((layer, expert))
+        self.counts.hits += len(experts)
+        return slots
 
     def holds(self, placement: Placement) -> bool:
         """Whether every expert of a placement still lies in its slot."""
@@ -204,6 +222,11 @@ class ExpertBank:
         """
         self._landing = finish
 
+    def _settle(self) -> None:
+        if self._landing is not None:
+            landing, self._landing = self._landing, None
+            landing()
+
     def in_use(self, product: mx.array) -> None:
         """Announce a lazy product that reads slots: it is finished before any slot is
         overwritten.
@@ -224,14 +247,19 @@ class ExpertBank:
             self._busy_nbytes = 0
 
 
+def _experts_by_layout(layers: Sequence[LayerFile]) -> dict[BlockLayout, int]:
+    totals: dict[BlockLayout, int] = {}
+    for layer in layers:
+        totals[layer.layout] = totals.get(layer.layout, 0) + layer.num_experts
+    return totals
+
+
 def _slots_by_layout(
     layers: Sequence[LayerFile], capacity_nbytes: int | None, workspace: int
 ) -> dict[BlockLayout, int]:
     """Slots of each layout's pool: capacity is shared in proportion to the bytes that the layouts
     have on disk."""
-    totals: dict[BlockLayout, int] = {}
-    for layer in layers:
-        totals[layer.layout] = totals.get(layer.layout, 0) + layer.num_experts
+    totals = _experts_by_layout(layers)
     everything = sum(layout.block_nbytes * count for layout, count in totals.items())
     slots: dict[BlockLayout, int] = {}
     for layout, count in totals.items():

@@ -1,0 +1,178 @@
+"""NativeLayer: a layer as two native calls, up to the router and the shared expert, and from the
+experts on.
+
+kernels/cpu/block.h has the order of what they do, layer.py the stages'; tests hold both to the same
+bits. What the calls need is made of the layer's parts once, and again when one has changed.
+"""
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from flashmoe_lab import native
+from flashmoe_lab.config import check_num_experts_per_tok
+from flashmoe_lab.stages.attention import GatedAttention
+from flashmoe_lab.stages.delta_net import GatedDeltaNet
+from flashmoe_lab.stages.expert_fetch import ExpertFetch
+from flashmoe_lab.stages.experts import Experts
+from flashmoe_lab.stages.linear import Linear
+from flashmoe_lab.stages.norm import RMSNorm
+from flashmoe_lab.stages.part import Part
+from flashmoe_lab.stages.router import Router, Routing
+from flashmoe_lab.stages.shared_expert import SharedExpert
+from flashmoe_lab.state import AttentionState, LayerState
+from flashmoe_lab.token_memory import TokenMemory
+
+if TYPE_CHECKING:
+    from flashmoe_lab.layer import Layer, Steps
+
+
+class NativeLayer:
+    """What runs a layer natively."""
+
+    def __init__(self, layer: "Layer") -> None:
+        self._layer = layer
+        self._changes = -1
+        self._places = native.Places(())
+        self._held: tuple[Any, ...] = ()
+        self._block: Any = None
+        self._stacks: tuple[Any, ...] = ()
+
+    def is_exact(self) -> bool:
+        """Whether this does what the stages would, which one of another class may not."""
+        layer, exactly = self._layer, native.exactly
+        mixer = layer.mixer
+        return (
+            (exactly(GatedAttention, mixer) or exactly(GatedDeltaNet, mixer))
+            and exactly(RMSNorm, layer.input_norm, layer.post_norm)
+            and exactly(Router, layer.router)
+            and exactly(Linear, layer.router.gate)
+            and exactly(ExpertFetch, layer.fetch)
+            and exactly(Experts, layer.experts)
+            and exactly(SharedExpert, layer.shared_expert)
+            and mixer.is_exact()
+            and layer.shared_expert.is_exact()
+            and layer.experts.variant in (None, "native")
+        )
+
+    def takes(self, state: LayerState) -> bool:
+        """Whether a state is of the type that the kernels write."""
+        memory = state.keys if isinstance(state, AttentionState) else state.conv
+        return memory.dtype == mx.float32
+
+    def _refresh(self) -> None:
+        """Make what the calls need again if a part of the layer was set or written since."""
+        if self._changes == Part.changes and self._places.same():
+            return
+        self._changes = -1  # making may fail
+        layer, changes = self._layer, Part.changes
+        before, after, router = layer.input_norm, layer.post_norm, layer.router
+        self._block = native.block(
+            *(before.weight, before.eps, layer.mixer.native(), after.weight, after.eps),
+            *(router.gate.native(), router.norm_topk_prob, layer.shared_expert.native()),
+        )
+        self._stacks = layer.experts.weights.stacks()
+        stages = (before, layer.mixer, after, router, layer.shared_expert)
+        arrays = [array for stage in stages for array in _arrays(stage)]
+        arrays += layer.experts.weights.components.values()
+        self._places = native.Places(tuple(arrays))
+        self._held = (*arrays, *map(native.alias, arrays))  # as Places wants it
+        self._changes = changes
+
+    def token(self, memory: TokenMemory, state: LayerState) -> None:
+        """One token, from `memory.x` to `memory.x`."""
+        layer, notes = self._layer, memory.notes
+        index, bank, row = layer.index, layer.fetch.bank, memory.rows[layer.index]
+        self._refresh()
+        self._block.before(
+            *(memory.x, 1, memory.num_experts_per_tok, getattr(state, "length", 0)),
+            *(*state.owned(1), memory.stream, memory.normed, memory.shared, *row),
+        )
+        state.moved(1)
+        if notes is not None:
+            now = perf_counter_ns()
+            notes += (index, now, now)
+        experts = row[1].tolist()[0]
+        with bank.lock:  # from the look-up to the end of what reads the slots
+            slots = bank.find(index, experts)
+            if slots is None:
+                slots = self._read(memory, experts)
+            if notes is not None:
+                notes.append(perf_counter_ns())
+            if slots is not None:
+                memory.slots[0] = slots
+                native.after(
+                    *(self._stacks, memory.normed, memory.stream, memory.shared),
+                    *(memory.slots, row[2], memory.x),
+                )
+        if notes is not None:
+            notes.append(perf_counter_ns())
+
+    def _read(self, memory: TokenMemory, experts: Sequence[int]) -> list[int] | None:
+        """Bring what the bank does not hold, and give all slots; None if the experts were computed
+        with as they came."""
+        layer, notes, cached = self._layer, memory.notes, None
+        if notes is not None:
+            cached = memory.ask(layer.index, experts)
+            if type(cached) is dict:  # that took a while
+                notes[-1] = perf_counter_ns()
+        fetched = layer.fetch.of(np.array([experts]))
+        if notes is not None:
+            memory.reads.append((layer.index, fetched, cached))
+        if fetched.has_ended:
+            slots = fetched.first.slots
+            return [slots[expert] for expert in experts]
+        if notes is not None:
+            notes.append(perf_counter_ns())
+        row = memory.rows[layer.index]
+        routed = layer.experts.native(memory.normed, row[2], fetched)
+        np.add(np.add(memory.stream, routed, out=memory.x), memory.shared, out=memory.x)
+        return None
+
+    def steps(self, x: mx.array, state: LayerState, num_experts_per_tok: int | None) -> "Steps":
+        """`Layer.steps` for any number of tokens, of which router and fetch alone are shown."""
+        layer = self._layer
+        rows, position = native.floats(x), getattr(state, "length", 0)
+        tokens, experts = len(rows), layer.router.gate.out_features
+        own_k = layer.router.num_experts_per_tok
+        k = own_k if num_experts_per_tok is None else num_experts_per_tok
+        check_num_experts_per_tok(k, experts)
+        stream, normed, shared = (np.empty_like(rows) for _ in range(3))
+        logits, weights = (np.empty((tokens, size), np.float32) for size in (experts, k))
+        chosen = np.empty((tokens, k), np.int32)
+        self._refresh()
+        self._block.before(
+            *(rows, tokens, k, position, *state.owned(tokens), stream, normed, shared),
+            *(logits, chosen, weights),
+        )
+        state.moved(tokens)
+        own = Routing(
+            logits=mx.array(logits),
+            experts=mx.array(chosen),
+            weights=mx.array(weights),
+            norm_topk_prob=layer.router.norm_topk_prob,
+        )
+        routing = yield "router", own
+        fetched = yield "fetch", layer.fetch(routing)
+        with layer.fetch.bank.lock:
+            if routing is own and fetched.is_there:
+                slots = fetched.placed.slots
+                places = np.array([slots[expert] for expert in chosen.ravel().tolist()], np.int64)
+                out = np.empty_like(stream)
+                places = places.reshape(tokens, k)
+                native.after(self._stacks, normed, stream, shared, places, weights, out)
+                return mx.array(out)
+        routed = layer.experts(mx.array(normed), routing, fetched)
+        return mx.array(stream + native.floats(routed) + shared)
+
+
+def _arrays(part: Part) -> Iterator[mx.array]:
+    """All arrays of a part and of its own parts."""
+    for value in vars(part).values():
+        if isinstance(value, mx.array):
+            yield value
+        elif isinstance(value, Part):
+            yield from _arrays(value)
