@@ -20,9 +20,20 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "se
 
 def add_running(command: argparse.ArgumentParser, max_tokens: int) -> None:
     """Model, prompt, how the engine is opened, and how tokens are drawn."""
-    add_model(command)
+    add_engine(command)
     add_prompt(command)
     command.add_argument("--max-tokens", type=int, default=max_tokens)
+    command.add_argument("--prefill-chunk", type=int, default=PREFILL_CHUNK)
+    for name, default in (("temperature", 0.0), ("top-p", 1.0), ("min-p", 0.0)):
+        command.add_argument(f"--{name}", type=float, default=default)
+    command.add_argument("--top-k", type=int, default=0)
+    command.add_argument("--repetition-penalty", type=float, default=1.0)
+    command.add_argument("--seed", type=int)
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """Model, and how the engine is opened."""
+    add_model(command)
     add_k(command)
     command.add_argument("--bank-gb", type=float, help="memory for experts, in 10**9 bytes")
     command.add_argument("--resident", action="store_true", help="hold every expert in memory")
@@ -31,18 +42,12 @@ def add_running(command: argparse.ArgumentParser, max_tokens: int) -> None:
     command.add_argument("--split", type=int, help="pieces that a block is read in")
     command.add_argument("--policy", choices=list(POLICIES), default="lru")
     command.add_argument("--dtype", choices=list(DTYPES), help="of activations")
-    command.add_argument("--prefill-chunk", type=int, default=PREFILL_CHUNK)
     command.add_argument("--verify", action="store_true", help="check each block when first read")
     command.add_argument("--checks", action="store_true", help="stop at the first NaN")
-    for name, default in (("temperature", 0.0), ("top-p", 1.0), ("min-p", 0.0)):
-        command.add_argument(f"--{name}", type=float, default=default)
-    command.add_argument("--top-k", type=int, default=0)
-    command.add_argument("--repetition-penalty", type=float, default=1.0)
-    command.add_argument("--seed", type=int)
 
 
 def open_engine(options: argparse.Namespace) -> Engine:
-    """The engine that `add_running`'s options ask for."""
+    """The engine that `add_engine`'s options ask for."""
     settings = {name: getattr(options, name) for name in _SETTINGS}
     return load(options.model, options.bits, **settings)
 

@@ -1,0 +1,131 @@
+"""One generation for one request: what the engine is asked, and its answer in pieces.
+
+Chat and completions have this in common. Stop sequences end it, so does the time limit; leaving
+the loop over its pieces stops the engine within a token.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flashmoe_lab.generation import GenerationResponse
+from flashmoe_lab.run import Run
+from flashmoe_lab.server.answers import PromptDetails, Reason, TokenLogprob, TopLogprob, Usage
+from flashmoe_lab.server.errors import ApiError
+from flashmoe_lab.server.stops import StopText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What to generate.
+
+    Attributes:
+        prompt: token ids.
+        options: further arguments of `stream_generate`.
+        stops: text that ends the answer.
+        top_logprobs: how many probable tokens are named beside each; None: no probabilities.
+        seconds: after which it is cut off.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    options: dict[str, Any] = field(default_factory=dict)
+    stops: Sequence[str] = ()
+    top_logprobs: int | None = None
+    seconds: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one token adds to the answer's text, perhaps nothing, and its probability."""
+
+    text: str
+    logprob: TokenLogprob | None = None
+
+
+class Job:
+    """A generation under way.
+
+    Args:
+        token_bytes: what a token writes.
+
+    Attributes:
+        finish_reason: known when all pieces have come.
+    """
+
+    def __init__(self, run: Run, work: Work, token_bytes: Callable[[int], bytes]) -> None:
+        self.run, self._work, self._token_bytes = run, work, token_bytes
+        self.finish_reason: Reason = "stop"
+        self._late = False
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """The answer.
+
+        Raises:
+            ApiError: the server ends, or what was asked for turns out to be impossible.
+        """
+        stop = StopText(self._work.stops)
+        timer = asyncio.get_running_loop().call_later(self._work.seconds, self._cut_off)
+        try:
+            responses = self.run.__aiter__()
+            assert isinstance(responses, AsyncGenerator)
+            async with aclosing(responses):
+                async for response in responses:
+                    text = stop.feed(response.text)
+                    if response.finish_reason and not stop.found:
+                        text += stop.rest()
+                    yield Piece(text=text, logprob=self._logprob(response))
+                    if stop.found:
+                        break
+        except ValueError as error:  # a grammar that takes too much work
+            raise ApiError(400, str(error), "invalid_value") from None
+        finally:
+            timer.cancel()
+        if not stop.found:
+            self.finish_reason = self._reason()
+
+    @property
+    def usage(self) -> Usage:
+        """What it took so far."""
+        stats, prompt, made = self.run.stats, len(self._work.prompt), len(self.run.tokens)
+        hits = stats.prefill.hits + stats.decode.hits
+        asked = hits + stats.prefill.misses + stats.decode.misses
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=made,
+            total_tokens=prompt + made,
+            prompt_tokens_details=PromptDetails(cached_tokens=stats.cached_tokens),
+            read_nbytes=stats.prefill.read_nbytes + stats.decode.read_nbytes,
+            hit_rate=round(hits / asked, 4) if asked else 0.0,
+        )
+
+    def _cut_off(self) -> None:
+        self._late = True
+        self.run.stop()
+
+    def _reason(self) -> Reason:
+        if self.run.finish_reason == "cancelled" and not self._late:
+            raise ApiError(503, "the server is shutting down", "shutting_down")
+        return "stop" if self.run.finish_reason == "stop" else "length"
+
+    def _logprob(self, response: GenerationResponse) -> TokenLogprob | None:
+        count = self._work.top_logprobs
+        if count is None or response.finish_reason == "stop":  # the end token is no text
+            return None
+        logprobs = response.logprobs
+        best = np.argsort(-logprobs, kind="stable")[:count] if count else []
+        top = [self._named(int(token), logprobs) for token in best if np.isfinite(logprobs[token])]
+        own = self._named(response.token, logprobs)
+        return TokenLogprob(**own.model_dump(), top_logprobs=top)
+
+    def _named(self, token: int, logprobs: np.ndarray) -> TopLogprob:
+        written = self._token_bytes(token)
+        return TopLogprob(
+            token=written.decode("utf-8", "replace"),
+            logprob=float(logprobs[token]),
+            bytes=list(written),
+        )
