@@ -51,6 +51,7 @@ def pass_of(trace: Trace, token: int) -> int:
 
 
 def shown(text: str, limit: int = 12) -> str:
-    """A token's text in quotes, with line ends visible and no dollar that would start a formula."""
-    words = text.replace("\n", "\\n").replace("$", r"\$")
+    """A token's text in quotes, with line ends and the like visible, and no dollar that would start
+    a formula."""
+    words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace("$", r"\$")
     return f'"{words[:limit]}…"' if len(words) > limit else f'"{words}"'

@@ -5,6 +5,7 @@ The palette is Okabe and Ito's; a colour means the same thing in every figure.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ SKY, PURPLE, YELLOW, GREY, PALE = "#56B4E9", "#CC79A7", "#F0E442", "#8C8C8C", "#
 INK, FAINT = "#222222", "#666666"
 SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
 HEAT = "cividis"
+_CAPTION_WIDTH = 132  # characters that a figure is wide
 
 SOURCE = {"bank": GREEN, "page_cache": SKY, "ssd": RED, "unknown": GREY}
 SOURCE_WORDS = {
@@ -95,6 +97,7 @@ def canvas(
         figure = Figure(figsize=(8, height), dpi=100, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # pyright: ignore
         axes = figure.subplots(rows, columns, squeeze=False, **grid)
+    caption = "\n".join(fill(line, _CAPTION_WIDTH) for line in caption.splitlines())
     figure.suptitle(f"{title}", x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK)
     lines = "\n".join(" " for _ in caption.splitlines())
     axes[0, 0].set_title(
