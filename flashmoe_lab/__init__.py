@@ -28,7 +28,7 @@ from flashmoe_lab.state import SequenceState
 from flashmoe_lab.version import __version__
 
 if TYPE_CHECKING:
-    from flashmoe_lab import interventions, plots
+    from flashmoe_lab import interventions, plots, widgets
     from flashmoe_lab.trace import Trace, compare
 
 __all__ = [
@@ -56,12 +56,14 @@ __all__ = [
     "load",
     "pack",
     "plots",
+    "widgets",
 ]
 
 # Imported when first asked for: the libraries under them take longer than all the rest.
 _LATER = {
     "interventions": ("flashmoe_lab.interventions", ""),
     "plots": ("flashmoe_lab.plots", ""),
+    "widgets": ("flashmoe_lab.widgets", ""),
     "Trace": ("flashmoe_lab.trace", "Trace"),
     "compare": ("flashmoe_lab.trace", "compare"),
 }

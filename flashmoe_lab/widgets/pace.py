@@ -1,0 +1,27 @@
+"""Pace: how often something may be drawn, so that drawing takes a small share of the time at most,
+on whatever machine."""
+
+from time import perf_counter
+
+SHARE = 0.04
+LEAST_S = 0.2
+
+
+class Pace:
+    """`due` says whether it is time again; draw within `with pace:`."""
+
+    def __init__(self, share: float = SHARE, least_s: float = LEAST_S) -> None:
+        self._share, self._least_s = share, least_s
+        self._begun = self._next = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the last drawing lies long enough back."""
+        return perf_counter() >= self._next
+
+    def __enter__(self) -> None:
+        self._begun = perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        now = perf_counter()
+        self._next = now + max(self._least_s, (now - self._begun) / self._share)
