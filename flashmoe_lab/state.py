@@ -6,7 +6,7 @@ model makes an empty one with `SequenceState.empty(config, dtype)`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,14 +155,16 @@ class SequenceState:
         again = snapshot.snapshot()
         self.layers, self.tokens = again.layers, again.tokens
 
-    def save(self, file: str | Path) -> None:
-        """Write to a .safetensors file; unused room in the buffers is left out."""
+    def save(self, file: str | Path, notes: Mapping[str, str] | None = None) -> None:
+        """Write to a .safetensors file, and notes with it; unused room in the buffers is left
+        out."""
         arrays: dict[str, mx.array] = {}
         for name, array in self._arrays():
             layer = self.layers[int(name.split(".")[0])]
             used = isinstance(layer, AttentionState)
             arrays[name] = mx.contiguous(array[:, : layer.length]) if used else array
-        mx.save_safetensors(str(file), arrays, {"tokens": json.dumps(self.tokens)})
+        about = {**(notes or {}), "tokens": json.dumps(self.tokens)}
+        mx.save_safetensors(str(file), arrays, about)
 
     @classmethod
     def load(cls, file: str | Path, config: ModelConfig) -> "SequenceState":
@@ -172,13 +174,10 @@ class SequenceState:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, or belongs to another geometry.
         """
-        if not Path(file).exists():
-            raise FileNotFoundError(f"{file}: no such file")
+        loaded, notes = _loaded(file)
         try:
-            answer: Any = mx.load(str(file), return_metadata=True)
-            loaded: dict[str, mx.array] = answer[0]
-            tokens = json.loads(answer[1]["tokens"])
-        except (RuntimeError, KeyError, ValueError) as error:
+            tokens = json.loads(notes["tokens"])
+        except (KeyError, ValueError) as error:
             raise ValueError(f"{file}: not a saved state ({error!r})") from None
         # The matrices are float32 always; any other array has the type of activations.
         kinds = [a.dtype for name, a in loaded.items() if not name.endswith(".recurrent")]
@@ -205,8 +204,32 @@ class SequenceState:
                     f"{file}: does not fit this model at layer {index} ({error})"
                 ) from None
         state.tokens = tokens
-        state.evaluate()
+        try:
+            state.evaluate()
+        except RuntimeError as error:
+            raise ValueError(f"{file}: it is cut off ({error})") from None
         return state
+
+
+def read_notes(file: str | Path) -> dict[str, str]:
+    """The notes that were saved with a state.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `SequenceState.load`.
+    """
+    return _loaded(file)[1]
+
+
+def _loaded(file: str | Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """Arrays, which are read when they are needed, and notes."""
+    if not Path(file).exists():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        answer: Any = mx.load(str(file), return_metadata=True)
+        arrays, notes = answer
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{file}: not a saved state ({error!r})") from None
+    return arrays, notes
 
 
 def copy_array(array: mx.array) -> mx.array:

@@ -10,10 +10,12 @@ its first word, leaves the conversation as it was. Nothing here knows a screen.
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from flashmoe_lab.chat.parser import Event, OutputParser, Text, Thinking, ToolCall, merged
 from flashmoe_lab.chat.prefix_cache import PrefixCache
+from flashmoe_lab.chat.session_file import read_said, write_session
 from flashmoe_lab.chat.stops import StopText
 from flashmoe_lab.chat.template import ChatTemplate
 from flashmoe_lab.chat.thinking import ThinkingBudget
@@ -21,8 +23,14 @@ from flashmoe_lab.chat.tools import Tool, Toolbox
 from flashmoe_lab.chat.turn import ChatEvent, Turn
 from flashmoe_lab.engine import Engine
 from flashmoe_lab.run import Run
+from flashmoe_lab.sampling import Sampling
+from flashmoe_lab.state import SequenceState
 
 _OPEN = "<think>"
+_SAVED = (
+    "system", "thinking", "thinking_budget", "stop_sequences", "max_tokens", "rounds",
+    "num_experts_per_tok",
+)  # fmt: skip
 
 
 class Session:
@@ -87,7 +95,7 @@ class Session:
             enable_thinking=self.thinking,
         )
 
-    def send(self, text: str) -> Iterator[ChatEvent]:
+    def send(self, text: str) -> Generator[ChatEvent, None, None]:
         """Ask something, and go through what follows: text, thinking, calls and their results.
 
         It begins with the first event that is asked for. Afterwards the turn is the last of
@@ -99,7 +107,7 @@ class Session:
         """
         return self._turn(len(self.turns), text)
 
-    def edit(self, index: int, text: str) -> Iterator[ChatEvent]:
+    def edit(self, index: int, text: str) -> Generator[ChatEvent, None, None]:
         """Ask the turn `index` anew with another text; it and what came after it are replaced.
 
         Raises:
@@ -113,7 +121,45 @@ class Session:
         if run := self._run:
             run.stop()
 
-    def _turn(self, index: int, text: str) -> Iterator[ChatEvent]:
+    def save(self, file: str | Path) -> None:
+        """Write the conversation to a .safetensors file, with the snapshot that its next turn goes
+        on from. What runs took is not kept, nor are tools, which are code."""
+        said = {name: getattr(self, name) for name in _SAVED}
+        said["options"] = {k: v for k, v in self.options.items() if k in Sampling.__slots__}
+        said["turns"] = [[turn.messages, turn.finish_reason] for turn in self.turns]
+        identity = self.engine.identity(self.num_experts_per_tok)
+        next_turn = [*self.messages, {"role": "user", "content": "?"}]
+        tokens = self.engine.encode(self.prompt(next_turn))
+
+        def work() -> None:
+            state = self.engine.model.empty_state()
+            self.cache.open(identity, tokens, ()).restore(state)
+            write_session(file, state, identity, said)
+
+        self.engine.call(work)
+
+    @classmethod
+    def load(cls, engine: Engine, file: str | Path, **changes: Any) -> "Session":
+        """A conversation from a file, ready to go on.
+
+        Args:
+            changes: arguments of Session; what is not given is as it was, but for tools.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no conversation, or another model's.
+        """
+        identity, said = read_said(file)
+        turns, options = said.pop("turns"), said.pop("options")
+        here = engine.identity(said["num_experts_per_tok"])
+        if identity != here:
+            raise ValueError(f"{file}: belongs to {identity}; this is {here}")
+        session = cls(engine, **{**said, **options, **changes})
+        session.turns = [Turn.of(messages, reason) for messages, reason in turns]
+        engine.call(lambda: session.cache.add(here, SequenceState.load(file, engine.config)))
+        return session
+
+    def _turn(self, index: int, text: str) -> Generator[ChatEvent, None, None]:
         if not self._under_way.acquire(blocking=False):
             raise RuntimeError("a turn is under way; go through its events, or leave them")
         before, self._stopped = self.turns, False

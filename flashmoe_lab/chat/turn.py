@@ -31,6 +31,12 @@ class Turn:
     runs: list[Run] = field(default_factory=list)
     finish_reason: str | None = None
 
+    @classmethod
+    def of(cls, messages: list[dict[str, Any]], finish_reason: str | None) -> "Turn":
+        """A turn of which only the messages are known."""
+        events = [event for message in messages[1:] for event in _events(message)]
+        return cls(messages=messages, events=events, finish_reason=finish_reason)
+
     @property
     def question(self) -> str:
         """What was asked."""
@@ -98,6 +104,19 @@ class Turn:
             shown[f"{number} {_kind(event)}"] = _words(event)
         shown |= {"ended by": self.finish_reason, "cost": self.figures()}
         return card("Turn", shown)
+
+
+def _events(message: dict[str, Any]) -> list[ChatEvent]:
+    if message["role"] == "tool":
+        return [ToolResult(name=message["name"], content=message["content"])]
+    made: list[ChatEvent] = []
+    if thought := message.get("reasoning_content"):
+        made.append(Thinking(text=thought))
+    if message["content"]:
+        made.append(Text(text=message["content"]))
+    for call in message.get("tool_calls", ()):
+        made.append(ToolCall(**call["function"]))
+    return made
 
 
 def _kind(event: ChatEvent) -> str:
