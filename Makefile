@@ -49,7 +49,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/flashmoe-lab lab $(MODEL)
 
 # A short version of every benchmark but the peers, which need other programs (benchmarks/README.md).
 RESULTS := benchmarks/results/latest.jsonl
