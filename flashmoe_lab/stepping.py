@@ -57,6 +57,9 @@ class Step(StageResult):
         words = (f"{name} {p[n]:.1%}" for name, n in zip(names, best, strict=True))
         return {"most probable next": ", ".join(words)}
 
+    def __repr__(self) -> str:
+        return f"<{self.path}: {type(self.result).__name__}, {self.dur_ns / 1e3:,.0f} us>"
+
     def _repr_html_(self) -> str:
         return card(self.path, self.rows()) + _picture(self.path, self.result)
 

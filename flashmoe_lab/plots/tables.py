@@ -18,6 +18,7 @@ from flashmoe_lab.plots.style import (
     SERIES,
     SKY,
     canvas,
+    conditions,
     grid,
     legend,
     plain_log,
@@ -29,15 +30,15 @@ _PARTS = (BLUE, GREEN, ORANGE, RED, GREY, PURPLE, SKY)
 _POLICY = {"lru": (BLUE, "LRU"), "belady": (GREEN, "Belady: knows the future, a bound")}
 
 
-def sweep(comparisons: Mapping[str, Comparison], caption: str = "") -> Plot:
+def sweep(comparisons: Mapping[str, Comparison], base: Trace | None = None) -> Plot:
     """What each value of a setting costs in quality, and what it reads and takes: `{"K=4": c}`,
-    every c against the same run."""
+    every c against the same run, whose trace may be `base`."""
     if not comparisons:
         raise ValueError("there are no comparisons; it needs at least one")
     rows = [c.summary.iloc[0].rename(name) for name, c in comparisons.items()]
     data = pd.DataFrame(rows).rename_axis("setting").reset_index()
     title = f"What a setting costs: KL, agreement, bytes and time of {len(data)} values"
-    figure, axes = canvas(title, caption or _words(data), rows=2, columns=2, height=5.2)
+    figure, axes = canvas(title, _words(data, base), rows=2, columns=2, height=5.2)
     panels = (
         ("kl_nats_mean", 1.0, "KL in nats, mean", RED),
         ("top1_agreement", 100.0, "% where the first choice agrees", GREEN),
@@ -55,9 +56,10 @@ def sweep(comparisons: Mapping[str, Comparison], caption: str = "") -> Plot:
     return Plot(figure=figure, data=data, title=title)
 
 
-def _words(data: pd.DataFrame) -> str:
+def _words(data: pd.DataFrame, base: Trace | None) -> str:
     ms, nbytes = data.ms_per_token_a.median(), data.nbytes_per_token_a.median()
-    return f"compared with a run that read {nbytes / 1e6:.2f} MB and took {ms:.2f} ms a token"
+    words = f"compared with a run that read {nbytes / 1e6:.2f} MB and took {ms:.2f} ms a token"
+    return words if base is None else f"{words}:\n{conditions(base)}"
 
 
 def hit_rate_by_size(simulated: pd.DataFrame, measured: Sequence[Trace] = ()) -> Plot:
@@ -91,13 +93,19 @@ def hit_rate_by_size(simulated: pd.DataFrame, measured: Sequence[Trace] = ()) ->
     return Plot(figure=figure, data=data, title=title)
 
 
-def budgets(parts: Mapping[str, Mapping[str, float]], caption: str = "") -> Plot:
-    """The milliseconds of a token by part, a bar each: `{"measured": budget.ms, ...}`."""
+def budgets(parts: Mapping[str, Mapping[str, float]], measured: Trace | None = None) -> Plot:
+    """The milliseconds of a token by part, a bar each: `{"measured": budget.ms, ...}`.
+
+    Args:
+        measured: the trace that they come from, for the caption.
+    """
     if not parts:
         raise ValueError("there are no budgets; it needs at least one")
     data = pd.DataFrame(parts).T.fillna(0.0)
     title = "Where the milliseconds of a token go, and what would change them"
-    figure, axes = canvas(title, caption or " ", height=1.6 + 0.42 * len(data))
+    figure, axes = canvas(
+        title, conditions(measured) if measured else " ", height=1.6 + 0.42 * len(data)
+    )
     ax = axes[0, 0]
     left = np.zeros(len(data))
     for name, colour in zip(data.columns, _PARTS, strict=False):
