@@ -17,6 +17,8 @@ TITLES = {
     "kernels": "Kernels",
     "storage": "Reading blocks",
     "decode": "Decode",
+    "overlap": "What explains a streamed token's time",
+    "hits": "System calls of a token",
     "prefill": "Prefill",
     "peers": "Beside llama.cpp and mlx-lm",
     "context": "Time per token against context",

@@ -125,6 +125,7 @@ struct Owner {
   std::mutex mutex;
   Pool* pool = nullptr;
   std::atomic<int> wanted{0};
+  std::atomic<int> available{0};  // asked once: a hit is to cost no system call
 };
 
 alignas(Owner) unsigned char one_memory[sizeof(Owner)];
@@ -155,8 +156,10 @@ int available_threads() {
 }
 
 int threads() {
-  const int wanted = owner()->wanted.load();
-  return wanted ? wanted : available_threads();
+  if (const int wanted = owner()->wanted.load()) return wanted;
+  if (const int known = owner()->available.load()) return known;
+  owner()->available.store(available_threads());
+  return owner()->available.load();
 }
 
 void set_threads(int count) {
