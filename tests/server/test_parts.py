@@ -1,0 +1,88 @@
+"""The parts that can be tried without a server: stop sequences, the line, addresses."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashmoe_lab.server.app import is_loopback
+from flashmoe_lab.server.errors import ApiError
+from flashmoe_lab.server.queue import Queue
+from flashmoe_lab.server.stops import StopText
+
+TEXT = st.text("abc", max_size=20)
+
+
+@given(st.lists(TEXT), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
+def test_stop_text_does_not_depend_on_the_pieces(pieces: list[str], sequences: list[str]):
+    stop, text = StopText(sequences), "".join(pieces)
+    found = "".join(map(stop.feed, pieces)) + stop.rest()
+    # The sequence that is complete first ends the text; of several, the one that begins first.
+    ends = [text.index(s) + len(s) for s in sequences if s in text]
+    if not ends:
+        assert found == text and not stop.found
+        return
+    assert stop.found and text.startswith(found)
+    assert any(text.startswith(s, len(found)) for s in sequences)
+    assert not any(s in found for s in sequences)
+
+
+def test_stop_text_holds_back_only_what_may_begin_a_sequence():
+    stop = StopText(["END"])
+    assert stop.feed("the E") == "the "
+    assert stop.feed("N") == ""
+    assert stop.feed("T") == "ENT"
+    assert stop.feed("END more") == "" and stop.found
+    assert stop.feed("again") == "" and stop.rest() == ""
+
+
+def test_queue_goes_in_order_and_is_bounded():
+    async def visit() -> list[str]:
+        queue, seen = Queue(2), list[str]()
+
+        async def come(name: str) -> None:
+            with queue.enter() as place:
+                await place.turn.wait()
+                assert queue.running == 1
+                seen.append(name)
+                await asyncio.sleep(0)
+
+        async def leave(name: str) -> None:
+            with queue.enter():
+                seen.append(name)
+
+        tasks = [asyncio.create_task(come(name)) for name in "abc"]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="2 requests are waiting") as caught:
+            queue.enter()
+        assert caught.value.status == 429
+        assert int(caught.value.headers["Retry-After"]) >= 1
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert queue.running == queue.waiting == 0
+        await leave("d")
+        return seen
+
+    assert asyncio.run(visit()) == ["a", "c", "d"]
+
+
+def test_queue_without_waiting():
+    async def visit() -> None:
+        queue = Queue(0)
+        with queue.enter() as place:
+            assert place.turn.is_set()
+            with pytest.raises(ApiError):
+                queue.enter()
+        queue.enter()
+
+    asyncio.run(visit())
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.3.2.1", True), ("::1", True), ("localhost", True),
+     ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("example.org", False)],
+)  # fmt: skip
+def test_loopback(host: str, local: bool):
+    assert is_loopback(host) == local
