@@ -15,11 +15,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from flashmoe_lab import kernels
+from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.layer_file import BlockLayout
 from flashmoe_lab.checkpoint.quantize import dequantize_reference, quantize
 from flashmoe_lab.checkpoint.tensor_file import Tensor
 from flashmoe_lab.config import ModelConfig, Quantization, geometries
+from flashmoe_lab.storage import native_crew
 from flashmoe_lab.storage.bank import available_memory_nbytes
 from flashmoe_lab.storage.page_cache import evict, resident_bytes, warm
 from flashmoe_lab.storage.reader import BlockRead
@@ -71,6 +72,12 @@ def _facts() -> Iterator[Finding]:
         "mlx": f"{version('mlx')} on {mx.default_device()}",
         "activations": str(activation_dtype(None)).removeprefix("mlx.core."),
     }
+    facts["kernels"] = kernels.used() if mx.default_device() == mx.cpu else "MLX's"
+    facts["reading threads"] = (
+        "of C++"
+        if native_crew.is_built()
+        else f"of Python, slower with small blocks: flashmoe_lab._native {native.missing}"
+    )
     memory = available_memory_nbytes()
     facts["memory free"] = "unknown" if memory is None else f"{memory / 1e9:.1f} GB"
     for name, value in facts.items():

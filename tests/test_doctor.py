@@ -39,3 +39,11 @@ def test_wrong_bytes_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_nan_is_not_close() -> None:
     with pytest.raises(ValueError, match="relative error nan"):
         doctor._close(np.array([np.nan]), np.array([1.0]), doctor.mx.float32)
+
+
+def test_threads_of_python_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.native_crew, "is_built", lambda: False)
+    monkeypatch.setattr(doctor.native, "missing", "was not built here")
+    facts = {f.name: f.detail for f in doctor._facts()}
+    assert facts["reading threads"].startswith("of Python")
+    assert facts["reading threads"].endswith("flashmoe_lab._native was not built here")
