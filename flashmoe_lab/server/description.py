@@ -88,7 +88,12 @@ def _failures(*codes: str) -> dict[str, Any]:
 
 
 def _generates(asked: type[BaseModel], given: type[BaseModel], about: str) -> dict[str, Any]:
-    stream = {"schema": {"type": "string", "description": "Events: data: JSON, last data: [DONE]"}}
+    about_data = "a piece of the answer as JSON; of the last event, [DONE]"
+    event = {
+        "type": "object",
+        "properties": {"data": {"type": "string", "description": about_data}},
+    }
+    stream = {"schema": event}
     content = {"application/json": _reference(given), "text/event-stream": stream}
     return {
         "summary": about,
