@@ -37,7 +37,7 @@ DEMO    := $(if $(WEIGHTS),demo,out/demo/packed)
 ASK      = $(if $(WEIGHTS),--chat,--prompt) "$(1)"
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -rs --cov --cov-report=term --cov-fail-under=90
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
