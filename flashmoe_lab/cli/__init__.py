@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from flashmoe_lab.cli import checkpoints, evaluate, generate, lab, machine, serve, trace, tune
+from flashmoe_lab.cli import chat, checkpoints, evaluate, generate, lab, machine, serve, trace, tune
 from flashmoe_lab.version import __version__
 
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError)
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"flashmoe-lab {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (checkpoints, generate, trace, evaluate, machine, tune, serve, lab):
+    for module in (checkpoints, generate, chat, trace, evaluate, machine, tune, serve, lab):
         for add in module.COMMANDS:
             add(commands)
     return top

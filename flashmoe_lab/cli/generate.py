@@ -10,7 +10,7 @@ from pathlib import Path
 from flashmoe_lab.cli.options import Commands
 from flashmoe_lab.cli.prompt import prompt_of
 from flashmoe_lab.cli.running import add_running, open_engine, run_options
-from flashmoe_lab.cli.terminal import follow
+from flashmoe_lab.cli.terminal import follow, show_prefill
 from flashmoe_lab.run import Run
 
 
@@ -27,7 +27,7 @@ def _generate(options: argparse.Namespace) -> int:
     with open_engine(options) as engine:
         run = engine.stream_generate(
             prompt_of(options, engine),
-            progress=_prefill_progress if sys.stderr.isatty() else None,
+            progress=show_prefill if sys.stderr.isatty() else None,
             **run_options(options),
         )
         interrupted = follow(run, ids=engine.tokenizer is None)
@@ -35,12 +35,6 @@ def _generate(options: argparse.Namespace) -> int:
         if options.stats:
             _write_stats(options.stats, engine.summary(run), run)
         return 130 if interrupted else 0
-
-
-def _prefill_progress(done: int, total: int) -> None:
-    end = "\r" if done < total else "\r\x1b[K"
-    words = f"prefill {done} of {total} tokens" if done < total else ""
-    print(words, end=end, file=sys.stderr, flush=True)
 
 
 def _write_stats(file: Path, summary: str, run: Run) -> None:

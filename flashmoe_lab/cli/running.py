@@ -23,6 +23,11 @@ def add_running(command: argparse.ArgumentParser, max_tokens: int) -> None:
     add_engine(command)
     add_prompt(command)
     command.add_argument("--max-tokens", type=int, default=max_tokens)
+    add_sampling(command)
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """How the prompt is read and tokens are drawn."""
     command.add_argument("--prefill-chunk", type=int, default=PREFILL_CHUNK)
     for name, default in (("temperature", 0.0), ("top-p", 1.0), ("min-p", 0.0)):
         command.add_argument(f"--{name}", type=float, default=default)

@@ -1,11 +1,9 @@
 """Showing a run's text in a terminal as it is made."""
 
-from flashmoe_lab.run import Run
+import sys
 
-# What a model writes must not steer the terminal.
-_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
-for _kept in "\t\n":
-    del _CONTROLS[ord(_kept)]
+from flashmoe_lab.printable import printable
+from flashmoe_lab.run import Run
 
 
 def follow(run: Run, ids: bool = False) -> bool:
@@ -14,9 +12,16 @@ def follow(run: Run, ids: bool = False) -> bool:
     try:
         for step in run:
             text = f"{step.token} " if ids else step.text
-            print(text.translate(_CONTROLS), end="", flush=True)
+            print(printable(text), end="", flush=True)
     except KeyboardInterrupt:
         return True
     finally:
         print(flush=True)
     return False
+
+
+def show_prefill(done: int, total: int) -> None:
+    """A line on standard error that says how much of a long prompt is read, and goes away."""
+    end = "\r" if done < total else "\r\x1b[K"
+    words = f"prefill {done} of {total} tokens" if done < total else ""
+    print(words, end=end, file=sys.stderr, flush=True)
