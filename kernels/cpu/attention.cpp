@@ -78,38 +78,41 @@ void attention(const Attention& a, const float* x, int64_t tokens, int64_t posit
     place(a, position + t, q + t * 2 * a.heads * dim, k + t * kv, v + t * kv, keys, values, size);
   });
 
-  // A task is a token, a key head and some of its blocks: each by itself where there are few tokens.
-  const int64_t tasks_of = tokens < 8 ? blocks : 1;
-  auto* parts = static_cast<float*>(
-      scratch(Piece::stage, 4 * tokens * a.kv_heads * tasks_of * part));
-  parallel_for(tokens * a.kv_heads * tasks_of, [&](int64_t n) {
-    const int64_t t = n / tasks_of / a.kv_heads, head = n / tasks_of % a.kv_heads;
-    const int64_t length = position + t + 1, which = n % tasks_of;
+  // A task is a token, a key head and some of its blocks: a few by themselves where there are few
+  // tokens, else all of them.
+  const bool few = tokens < 8;
+  const int64_t fair = blocks * a.kv_heads / (4 * threads());
+  const int64_t run = few ? std::clamp<int64_t>(fair, 1, 8) : blocks;
+  const int64_t runs = (blocks + run - 1) / run, kept = few ? blocks : 1;
+  auto* parts = static_cast<float*>(scratch(Piece::stage, 4 * tokens * a.kv_heads * kept * part));
+  parallel_for(tokens * a.kv_heads * runs, [&](int64_t n) {
+    const int64_t t = n / runs / a.kv_heads, head = n / runs % a.kv_heads;
+    const int64_t length = position + t + 1, first = n % runs * run;
+    const int64_t last = std::min(first + run, (length + kBlock - 1) / kBlock);
     auto* memory = static_cast<float*>(scratch(
-        Piece::numbers, 4 * (group * dim + part + (group + 8) * (kBlock + 16))));
+        Piece::numbers, 4 * (group * dim + part + (group + 16) * (kBlock + 16))));
     float *queries = memory, *extra = queries + group * dim, *scores = extra + part;
     for (int64_t j = 0; j < group; ++j)
       std::memcpy(queries + j * dim, q + (t * a.heads + head * group + j) * 2 * dim, 4 * dim);
-    float* total = parts + n * part;
-    bool begun = false;
-    for (int64_t b = which; b * kBlock < length; b += tasks_of) {
+    float* total = parts + (t * a.kv_heads + head) * kept * part;
+    for (int64_t b = first; b < last; ++b) {
       const int64_t from = (head * size + b * kBlock) * dim;
+      const float* next = keys + from + (b + 1 < last ? kBlock * dim : 0);
+      float* out = few ? total + b * part : b ? extra : total;
       kernels().attend(queries, group, dim, keys + from, values + from,
-                       std::min(kBlock, length - b * kBlock), scores, begun ? extra : total);
-      if (begun)
-        for (int64_t j = 0; j < group; ++j) merge(total + j * (dim + 2), extra + j * (dim + 2), dim);
-      begun = true;
+                       std::min(kBlock, length - b * kBlock), next, scores, out);
+      if (out == extra)
+        for (int64_t j = 0; j < group; ++j)
+          merge(total + j * (dim + 2), extra + j * (dim + 2), dim);
     }
   });
-  parallel_for(tokens, [&](int64_t t) {
-    const int64_t used = (position + t) / kBlock + 1;
-    for (int64_t h = 0; h < a.heads; ++h) {
-      float* first = parts + (t * a.kv_heads + h / group) * tasks_of * part + h % group * (dim + 2);
-      for (int64_t b = 1; b < std::min(tasks_of, used); ++b) merge(first, first + b * part, dim);
-      float* to = mixed + (t * a.heads + h) * dim;
-      for (int64_t i = 0; i < dim; ++i) to[i] = first[i] / first[dim + 1];
-      kernels().sigmoid_scale(q + (t * a.heads + h) * 2 * dim + dim, to, dim, to);
-    }
+  parallel_for(tokens * a.heads, [&](int64_t n) {
+    const int64_t t = n / a.heads, h = n % a.heads, used = (position + t) / kBlock + 1;
+    float* first = parts + (t * a.kv_heads + h / group) * kept * part + h % group * (dim + 2);
+    for (int64_t b = 1; b < std::min(kept, used); ++b) merge(first, first + b * part, dim);
+    float* to = mixed + n * dim;
+    for (int64_t i = 0; i < dim; ++i) to[i] = first[i] / first[dim + 1];
+    kernels().sigmoid_scale(q + n * 2 * dim + dim, to, dim, to);
   });
   linear(a.out, mixed, tokens, out);
 }

@@ -45,9 +45,10 @@ struct Kernels {
                      int64_t first, int64_t last, int64_t dk, float* state, float* out);
   // Attention of queries [queries, dim] over one block of keys and values [length, dim]: out
   // [queries, dim + 2] is the unnormalised sum, the largest score and the sum of exponentials.
-  // scores: room for (queries + 8) * (length + 15) floats.
+  // scores: room for (queries + 16) * (length + 15) floats; next: as many keys that may come next.
   void (*attend)(const float* q, int64_t queries, int64_t dim, const float* keys,
-                 const float* values, int64_t length, float* scores, float* out);
+                 const float* values, int64_t length, const float* next, float* scores,
+                 float* out);
   // The words combined by xor: a plain read of memory.
   uint64_t (*read_words)(const uint64_t* words, int64_t count);
 };

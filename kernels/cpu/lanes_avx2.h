@@ -11,6 +11,8 @@ struct I {
 };
 using Bytes = I;
 
+constexpr bool many_registers = false;  // whether 16 sums stay in them
+
 inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline F all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -46,6 +48,12 @@ inline float sum(F x) {
   __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
   t = _mm_add_ps(t, _mm_movehl_ps(t, t));
   return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
+}
+// sum() of sixteen registers, each in a lane of its own.
+inline F sums(const F* a) {
+  float each[16];
+  for (int i = 0; i < 16; ++i) each[i] = sum(a[i]);
+  return load(each);
 }
 inline float largest(F x) {
   const __m256 s = _mm256_max_ps(x.a, x.b);

@@ -7,6 +7,8 @@ using F = __m512;
 using I = __m512i;
 using Bytes = __m512i;
 
+constexpr bool many_registers = true;  // whether 16 sums stay in them
+
 inline F zero() { return _mm512_setzero_ps(); }
 inline F all(float x) { return _mm512_set1_ps(x); }
 inline F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -30,6 +32,25 @@ inline float sum(F a) {
   __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
   t = _mm_add_ps(t, _mm_movehl_ps(t, t));
   return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
+}
+// sum() of sixteen registers, in the same order, each in a lane of its own.
+template <int distance>
+inline F fold(F a, F b) {
+  constexpr __mmask16 upper =
+      distance == 8 ? 0xff00 : distance == 4 ? 0xf0f0 : distance == 2 ? 0xcccc : 0xaaaa;
+  const F kept = _mm512_mask_blend_ps(upper, a, b), other = _mm512_mask_blend_ps(upper, b, a);
+  if constexpr (distance == 8) return add(kept, _mm512_shuffle_f32x4(other, other, 0x4e));
+  if constexpr (distance == 4) return add(kept, _mm512_shuffle_f32x4(other, other, 0xb1));
+  return add(kept, _mm512_permute_ps(other, distance == 2 ? 0x4e : 0xb1));
+}
+template <int distance = 8>
+inline F sums(const F* a) {
+  F half[distance];
+  for (int i = 0; i < distance; ++i) half[i] = fold<distance>(a[i], a[i + distance]);
+  if constexpr (distance == 1)
+    return half[0];
+  else
+    return sums<distance / 2>(half);
 }
 inline float largest(F a) { return _mm512_reduce_max_ps(a); }
 template <int count>

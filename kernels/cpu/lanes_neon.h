@@ -19,6 +19,8 @@ inline F each(Op op) {
 }
 
 inline F all(float x) { return each([=](int) { return vdupq_n_f32(x); }); }
+constexpr bool many_registers = false;  // whether 16 sums stay in them
+
 inline F zero() { return all(0.0f); }
 inline F load(const float* p) { return each([=](int i) { return vld1q_f32(p + 4 * i); }); }
 inline void store(float* p, const F& a) {
@@ -59,6 +61,12 @@ inline float sum(const F& a) {
   const float32x4_t s = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
   const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
   return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
+}
+// sum() of sixteen registers, each in a lane of its own.
+inline F sums(const F* a) {
+  float each[16];
+  for (int i = 0; i < 16; ++i) each[i] = sum(a[i]);
+  return load(each);
 }
 inline float largest(const F& a) {
   return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));

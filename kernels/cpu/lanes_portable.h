@@ -16,6 +16,8 @@ inline F each(Op op) {
   return out;
 }
 
+constexpr bool many_registers = false;  // whether 16 sums stay in them
+
 inline F zero() { return each([](int) { return 0.0f; }); }
 inline F all(float x) { return each([=](int) { return x; }); }
 inline F load(const float* p) { return each([=](int i) { return p[i]; }); }
@@ -51,6 +53,12 @@ inline float sum(const F& a) {
   for (int n = 8; n; n /= 2)
     for (int i = 0; i < n; ++i) s[i] += s[i + n];
   return s[0];
+}
+// sum() of sixteen registers, each in a lane of its own.
+inline F sums(const F* a) {
+  float each[16];
+  for (int i = 0; i < 16; ++i) each[i] = sum(a[i]);
+  return load(each);
 }
 inline float largest(const F& a) {
   float best = a.v[0];

@@ -39,89 +39,86 @@ void delta_step(const float* q, const float* k, const float* v, float decay, flo
 
 constexpr int kTile = 4;
 
-// inner() of each of some vectors with each of others, every number loaded once.
-inline void inner_tile(const float* const* a, const float* const* b, int64_t size,
-                       float (*out)[kTile]) {
-  F total[kTile][kTile];
-  for (int m = 0; m < kTile; ++m)
-    for (int n = 0; n < kTile; ++n) total[m][n] = zero();
-  const auto step = [&](int64_t i, auto load_at) __attribute__((always_inline)) {
+// inner() of each of four vectors with each of four others, every number loaded once: lane
+// 4 * m + n is a[m] with b[n]. With `whole`, size is a multiple of 16.
+template <bool whole>
+inline F inner_tile(const float* const* a, const float* const* b, int64_t size) {
+  F total[kTile * kTile];
+  for (F& one : total) one = zero();
+  for (int64_t i = 0; i < size; i += 16) {
     F other[kTile];
-    for (int n = 0; n < kTile; ++n) other[n] = load_at(b[n] + i);
+    for (int n = 0; n < kTile; ++n)
+      other[n] = whole ? load(b[n] + i) : load_some(b[n] + i, size - i);
     for (int m = 0; m < kTile; ++m) {
-      const F one = load_at(a[m] + i);
-      for (int n = 0; n < kTile; ++n) total[m][n] = fma(one, other[n], total[m][n]);
-    }
-  };
-  int64_t i = 0;
-  for (; i + 16 <= size; i += 16) step(i, [](const float* p) { return load(p); });
-  if (i < size) step(i, [&](const float* p) { return load_some(p, size - i); });
-  for (int m = 0; m < kTile; ++m)
-    for (int n = 0; n < kTile; ++n) out[m][n] = sum(total[m][n]);
-}
-
-constexpr int kQueries = 8;
-
-// p [kQueries, length] times `width` registers' worth of columns of values, from column c on.
-template <int width>
-inline void mix_columns(const float* p, int64_t stride, int64_t queries, const float* values,
-                        int64_t length, int64_t dim, int64_t c, float* out, int64_t out_stride) {
-  F total[kQueries][width];
-  for (int j = 0; j < kQueries; ++j)
-    for (int w = 0; w < width; ++w) total[j][w] = zero();
-  for (int64_t i = 0; i < length; ++i) {
-    const float* at = values + i * dim + c;
-    F v[width];
-    for (int w = 0; w < width; ++w) v[w] = width > 1 ? load(at + 16 * w) : load_some(at, dim - c);
-    for (int j = 0; j < kQueries; ++j) {
-      const F times = all(p[j * stride + i]);
-      for (int w = 0; w < width; ++w) total[j][w] = fma(times, v[w], total[j][w]);
+      const F one = whole ? load(a[m] + i) : load_some(a[m] + i, size - i);
+      for (int n = 0; n < kTile; ++n)
+        total[kTile * m + n] = fma(one, other[n], total[kTile * m + n]);
     }
   }
-  for (int64_t j = 0; j < queries; ++j)
-    for (int w = 0; w < width; ++w)
-      store_some(out + j * out_stride + c + 16 * w, dim - c - 16 * w, total[j][w]);
+  return sums(total);
 }
 
-// The same for all columns, into out [queries, out_stride].
-inline void mix(const float* p, int64_t stride, int64_t queries, const float* values,
-                int64_t length, int64_t dim, float* out, int64_t out_stride) {
-  int64_t c = 0;
-  for (; c + 32 <= dim; c += 32)
-    mix_columns<2>(p, stride, queries, values, length, dim, c, out, out_stride);
-  for (; c < dim; c += 16)
-    mix_columns<1>(p, stride, queries, values, length, dim, c, out, out_stride);
-}
-
-// Attention of some queries [queries, dim] over a block of keys and values [length, dim].
-//   scores: room for queries * (length rounded up to 16) floats, and for kQueries rows at least.
-//   out: [queries, dim + 2]: the unnormalised sum, the largest score, the sum of exponentials.
-void attend(const float* q, int64_t queries, int64_t dim, const float* keys, const float* values,
-            int64_t length, float* scores, float* out) {
-  const int64_t stride = padded(length, 16);
-  for (int64_t i = 0; i < length; i += kTile) {
-    for (int64_t c = 0; c < kTile * dim; c += 16) __builtin_prefetch(values + i * dim + c, 0, 2);
+// Products of queries with keys into scores [queries and up to three more, stride]. Values are
+// asked for little by little: they come next, and more at a time would hold up the keys.
+template <bool whole>
+inline void score(const float* q, int64_t queries, int64_t dim, const float* keys,
+                  const float* values, int64_t length, float* scores, int64_t stride) {
+  for (int64_t i = 0; i < length; i += kTile)
     for (int64_t j = 0; j < queries; j += kTile) {
       const float *some[kTile], *with[kTile];
       for (int n = 0; n < kTile; ++n) {
         some[n] = q + smaller(j + n, queries - 1) * dim;
         with[n] = keys + smaller(i + n, length - 1) * dim;
       }
-      float found[kTile][kTile];
-      inner_tile(some, with, dim, found);
-      for (int64_t m = 0; m < smaller(kTile, queries - j); ++m)
-        for (int64_t n = 0; n < smaller(kTile, length - i); ++n)
-          scores[(j + m) * stride + i + n] = found[m][n];
+      const int64_t row = i + j / kTile;
+      if (j < kTile * kTile && row < length)
+        ask_for(reinterpret_cast<const uint8_t*>(values + row * dim), 4 * dim);
+      float found[kTile * kTile];
+      store(found, inner_tile<whole>(some, with, dim));
+      for (int m = 0; m < kTile; ++m)
+        std::memcpy(scores + (j + m) * stride + i, found + kTile * m, kTile * sizeof(float));
     }
+}
+
+// p [count, stride] times 16 columns of values, from column c on; a line of `next` a value.
+template <int count, bool whole>
+inline void mix_columns(const float* p, int64_t stride, int64_t queries, const float* values,
+                        int64_t length, int64_t dim, int64_t c, const float* next, float* out) {
+  F total[count];
+  for (F& one : total) one = zero();
+  for (int64_t i = 0; i < length; ++i) {
+    const float* at = values + i * dim + c;
+    __builtin_prefetch(next + c * length + 16 * i, 0, 2);
+    const F v = whole ? load(at) : load_some(at, dim - c);
+    for (int j = 0; j < count; ++j) total[j] = fma(all(p[j * stride + i]), v, total[j]);
   }
-  for (int64_t first = 0; first < queries; first += kQueries) {
-    const int64_t some = smaller(kQueries, queries - first);
-    float* p = scores + first * stride;
-    for (int64_t j = 0; j < some; ++j) {
-      float* result = out + (first + j) * (dim + 2);
-      result[dim] = largest_of(p + j * stride, length);
-      result[dim + 1] = exponentials(p + j * stride, length, result[dim], p + j * stride);
-    }
-    mix(p, stride, some, values, length, dim, out + first * (dim + 2), dim + 2);
+  for (int64_t j = 0; j < queries; ++j) store_some(out + j * (dim + 2) + c, dim - c, total[j]);
+}
+
+// The softmax of scores p without its division, times all columns of values.
+template <int count>
+inline void mix(float* p, int64_t stride, int64_t queries, const float* values, int64_t length,
+                int64_t dim, const float* next, float* out) {
+  for (int64_t j = 0; j < queries; ++j) {
+    float *one = p + j * stride, *ends = out + j * (dim + 2) + dim;
+    ends[0] = largest_of(one, length);
+    ends[1] = exponentials(one, length, ends[0], one);
   }
+  int64_t c = 0;
+  for (; c + 16 <= dim; c += 16)
+    mix_columns<count, true>(p, stride, queries, values, length, dim, c, next, out);
+  if (c < dim) mix_columns<count, false>(p, stride, queries, values, length, dim, c, next, out);
+}
+
+void attend(const float* q, int64_t queries, int64_t dim, const float* keys, const float* values,
+            int64_t length, const float* next, float* scores, float* out) {
+  const int64_t stride = padded(length, 16);
+  if (dim % 16)
+    score<false>(q, queries, dim, keys, values, length, scores, stride);
+  else
+    score<true>(q, queries, dim, keys, values, length, scores, stride);
+  const int64_t count = many_registers && queries > 4 ? 16 : 4;
+  for (int64_t j = 0; j < queries; j += count)
+    (count == 16 ? mix<16> : mix<4>)(scores + j * stride, stride, smaller(count, queries - j),
+                                     values, length, dim, next, out + j * (dim + 2));
 }
