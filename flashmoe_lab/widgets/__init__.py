@@ -11,19 +11,24 @@ if TYPE_CHECKING:
     from flashmoe_lab.widgets.played import Played, play
     from flashmoe_lab.widgets.playground import Playground
     from flashmoe_lab.widgets.setting import Setting
+    from flashmoe_lab.widgets.timeline import Timeline, show_timeline
 
 _WHERE = {
     "Played": "played",
     "Playground": "playground",
     "Setting": "setting",
+    "Timeline": "timeline",
     "play": "played",
+    "show_timeline": "timeline",
 }
 
 __all__ = [
     "Played",
     "Playground",
     "Setting",
+    "Timeline",
     "play",
+    "show_timeline",
 ]
 
 
