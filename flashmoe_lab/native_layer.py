@@ -100,9 +100,9 @@ class NativeLayer:
             slots = bank.find(index, experts)
             if slots is None:
                 slots = self._read(memory, experts)
-            if notes is not None:
-                notes.append(perf_counter_ns())
             if slots is not None:
+                if notes is not None:
+                    notes.append(perf_counter_ns())
                 memory.slots[0] = slots
                 native.after(
                     *(self._stacks, memory.normed, memory.stream, memory.shared),

@@ -2,18 +2,19 @@
 
 A note costs a fraction of a microsecond; there are thirty of them in a token of eight layers, and a
 token may take a millisecond. Rows are made of them later (trace_rows.py). A moment closes what came
-before it, so the notes themselves count with what comes after.
+before it, so the notes themselves count with what comes after. What a single token does where
+nobody looks is noted in its TokenMemory, as plain numbers, so that long runs leave no objects for
+Python's collector to walk over.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
+from flashmoe_lab.token_memory import TokenMemory
 from flashmoe_lab.trace.schema import LANES, STAGES
 
 Listener = Callable[[Any], None]
@@ -49,33 +50,68 @@ class Asker(NamedTuple):
     """Asks where a layer's bytes are.
 
     Attributes:
-        ask: the answer for any routing.
+        ask: the answer for a layer's experts, all that it wants at once.
         rule: what it answers for a single token that the router alone sent; None where that
             depends.
     """
 
-    ask: Callable[[Routing], Cached]
+    ask: Callable[[Collection[int]], Cached]
     rule: str | None
 
 
-@dataclass(slots=True, kw_only=True)
+class TokenNotes(NamedTuple):
+    """What a token left in its memory; see TokenMemory.
+
+    Attributes:
+        sizes: number of layers, and K.
+        notes: of all its layers, one after another; an error may have cut them short.
+        routing: a copy.
+    """
+
+    sizes: tuple[int, int]
+    notes: list[int]
+    reads: list[tuple[int, Fetched, Cached]]
+    routing: bytes
+
+    @classmethod
+    def of(cls, memory: TokenMemory) -> "TokenNotes":
+        """Those taken so far."""
+        sizes = len(memory.rows), memory.num_experts_per_tok
+        return cls(sizes, memory.notes or [], memory.reads, memory.routing.tobytes())
+
+
+@dataclass(slots=True)
 class Pass:
     """One pass of tokens through the model.
 
     Attributes:
-        marks: code and end in ns of one span after another; the first begins at `start_ns`.
-        logprobs: what its token was chosen from; None for the prompt's.
+        surprise: log-probability of its token, and the entropy of what it was chosen from, in nats;
+            NaN for the prompt's.
+        marks: code and end in ns of one span after another; each begins where one ends.
+        token: what it left where nobody looked.
     """
 
     phase: str
     tokens: Sequence[int]
     position: int
     start_ns: int
+    surprise: tuple[float, float] = (float("nan"), float("nan"))
     end_ns: int = 0
-    logprobs: np.ndarray | None = None
-    marks: list[int]
-    routings: list[tuple[int, Routing]]
-    chosen: list[Chosen]
+    marks: list[int] = field(default_factory=list)
+    routings: list[tuple[int, Routing]] = field(default_factory=list)
+    chosen: list[Chosen] = field(default_factory=list)
+    token: TokenNotes | None = None
+
+    @property
+    def last_ns(self) -> int:
+        """The end of its last span; 0 if it has none."""
+        return max([*self.marks[-1:], *(self.token.notes[-1:] if self.token else ())], default=0)
+
+    def fetches(self) -> Iterator[tuple[int, Fetched]]:
+        """Layers, and what they fetched; of those that nobody looked into, only what was read."""
+        yield from ((chosen.layer, chosen.fetched) for chosen in self.chosen)
+        if self.token is not None:
+            yield from ((layer, fetched) for layer, fetched, _ in self.token.reads)
 
 
 class Notes:
@@ -127,7 +163,8 @@ class Notes:
             if rule is not None and self.plain:
                 self.cached = rule
                 return
-            self.cached = ask(routing)
+            chosen: Any = routing.experts.tolist()
+            self.cached = ask(set().union(*chosen))
             if type(self.cached) is dict:
                 append(RECORD)
                 append(now())

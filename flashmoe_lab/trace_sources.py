@@ -6,10 +6,9 @@ it for certain: direct reads never come from it, and small batches are first tri
 """
 
 import os
-from typing import Any
+from collections.abc import Collection
 
 from flashmoe_lab.layer import Layer
-from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.page_cache import Residency, resident_bytes
 from flashmoe_lab.trace_notes import Asker, Cached
 
@@ -28,22 +27,19 @@ def asker(layer: Layer, num_experts_per_tok: int) -> Asker:
         layer.index,
     )
     if reader.name == "direct":
-        return Asker(lambda routing: SSD, SSD)
+        return Asker(lambda experts: SSD, SSD)
     try:
         holds = Residency(file.path).holds
     except (NotImplementedError, PermissionError):
-        return Asker(lambda routing: UNKNOWN, UNKNOWN)
+        return Asker(lambda experts: UNKNOWN, UNKNOWN)
     nbytes = file.layout.block_nbytes
     offsets = [file.offset(expert) for expert in range(file.num_experts)]
     tried = reader.name == "pread" and reader.native and not reader.staged and _can_try(layer)
     most = _AT_ONCE_NBYTES // nbytes if tried else 0
 
-    def ask(routing: Routing) -> Cached:
-        rows: Any = routing.experts.shape
-        if rows[0] * rows[1] <= most:
+    def ask(experts: Collection[int]) -> Cached:
+        if len(experts) <= most:
             return OWN_THREAD
-        chosen: Any = routing.experts.tolist()
-        experts = set().union(*chosen)
         missing = [n for n in experts if not (bank.keeps and (index, n) in bank)]
         return {n: holds(offsets[n], nbytes) for n in missing}
 

@@ -2,9 +2,10 @@
 
 In `flow` mode it looks at the clock where the run waits anyway and adds no wait of its own: after
 each native call where the kernels are ours, and where the expert numbers and the logits come where
-stages only build a graph. In `stages` mode it evaluates after every stage, so that each stage's
-time is exact and the whole is slower. Rows are made when the run is over, or when what is held for
-them becomes much; that work is a span of its own, "record".
+stages only build a graph. A single token that goes through native layers notes its moments itself,
+in its memory, which the tracer copies when it is through. In `stages` mode it evaluates after every
+stage, so that each stage's time is exact and the whole is slower. Rows are made when the run is
+over, or when what is held for them becomes much; that work is a span of its own, "record".
 """
 
 from collections.abc import Callable, Sequence
@@ -21,23 +22,26 @@ from flashmoe_lab.model import Model
 from flashmoe_lab.probes import Probe
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.state import AttentionState, SequenceState
+from flashmoe_lab.token_memory import TokenMemory
 from flashmoe_lab.trace import Recorder, Trace
 from flashmoe_lab.trace_notes import (
     RECORD,
     SAMPLE,
     SETUP,
     Asker,
+    Cached,
     Listener,
     Notes,
     Pass,
+    TokenNotes,
     clock,
     code,
 )
-from flashmoe_lab.trace_rows import write_rows
+from flashmoe_lab.trace_rows import Rows
 from flashmoe_lab.trace_sources import asker, resident
 from flashmoe_lab.watch import Watch, finish
 
-_HELD_NBYTES = 64 << 20  # of references that rows are still to be made of
+_HELD_NBYTES = 4 << 20  # of what rows are still to be made of: more would hold up one token long
 _LAYER_NBYTES = 3000  # that Python's objects take beside the arrays, by layer and pass
 _OUTSIDE = ("embed", "norm", "lm_head")
 _PARTS = ("input_norm", "mixer", "post_norm", "shared_expert", "experts")
@@ -63,18 +67,21 @@ class Tracer(Watch):
         conditions: Callable[[], dict[str, Any]],
         probes: Sequence[Probe] = (),
     ) -> None:
-        self.model, self.recorder, self.text = model, recorder, text
+        self.model, self.recorder = model, recorder
         self.trace: Trace | None = None
         self._conditions, self._probes = conditions, probes
         self.every_stage = self._exact = recorder.facts["mode"] == "stages"
         self._notes = Notes()
         self._head_waited = self._notes.mark(code(-1, "lm_head", "wait"))
         self._passes: list[Pass] = []
-        self._spans: list[tuple[int, int, int, int]] = []  # between passes
+        self._rows = Rows(recorder, text)
+        self._between: list[tuple[int, int, int]] = []  # position, code and end
         self._pass: Pass | None = None
+        self._memory: TokenMemory | None = None
+        self._askers: list[Asker] = []
         self._state: SequenceState | None = None
-        self._picked: tuple[int, np.ndarray] | None = None
-        self._since = self._held = self._length = self._written_ns = 0
+        self._picked: tuple[int, tuple[float, float]] | None = None
+        self._held = self._length = 0
         self._normed: mx.array | None = None
         self._intercepted: dict[str, None] = {}
 
@@ -83,6 +90,11 @@ class Tracer(Watch):
         """Those that are probed: their stages must not hide in a native call. Elsewhere it takes
         whatever is told."""
         return frozenset(probe.layer for probe in self._probes if probe.layer is not None)
+
+    @cached_property
+    def layers_heard(self) -> frozenset[int]:
+        """The same: of the others a token's memory says enough."""
+        return self.layers_by_stage
 
     # What it listens to
 
@@ -98,15 +110,12 @@ class Tracer(Watch):
             found |= {f"layers.{layer.index}.{name}": fn for name, fn in by(layer).items()}
         return found
 
-    def _asker(self, layer: Layer) -> Asker:
-        return asker(layer, self.recorder.facts["num_experts_per_tok"])
-
     def _by_call(self, layer: Layer) -> dict[str, Listener]:
         """Where a layer is two native calls, with the fetch between them, or, if somebody else
         wants its stages, computes each at once."""
         notes, index = self._notes, layer.index
         return {
-            "router": notes.routed(code(index, "to_router", "compute"), index, self._asker(layer)),
+            "router": notes.routed(code(index, "to_router", "compute"), index, self._askers[index]),
             "shared_expert": notes.mark(code(index, "shared_expert", "compute")),
             "fetch": notes.fetched(code(index, "fetch", "io"), index),
             "block": notes.mark(code(index, "experts", "compute")),
@@ -117,7 +126,7 @@ class Tracer(Watch):
         experts, the run waits for their numbers; waiting for them here adds nothing."""
         notes, index = self._notes, layer.index
         submitted = notes.mark(code(index, "submit", "host"))
-        routed = notes.routed(code(index, "router", "wait"), index, self._asker(layer))
+        routed = notes.routed(code(index, "router", "wait"), index, self._askers[index])
         held: list[Routing] = []
 
         def wait(result: object) -> None:
@@ -141,7 +150,7 @@ class Tracer(Watch):
         residual = notes.mark(code(index, "residual", "compute"))
         listeners["block"] = self._after_evaluating(residual)
         listeners["mixer"] = self._after_evaluating(marks["mixer"], layer)
-        routed = notes.routed(code(index, "router", "compute"), index, self._asker(layer))
+        routed = notes.routed(code(index, "router", "compute"), index, self._askers[index])
         listeners["router"] = self._after_evaluating(routed)
         listeners["fetch"] = self._after_evaluating(
             notes.fetched(code(index, "fetch", "io"), index)
@@ -203,7 +212,9 @@ class Tracer(Watch):
         held = [resident(layer) for layer in self.model.layers]
         total = None if None in held else sum(n for n in held if n is not None)
         self.recorder.begin(**self._conditions(), page_cache_nbytes=total)
-        self._since = self.recorder.facts["start_ns"]
+        self._rows.since_ns = self.recorder.facts["start_ns"]
+        k = self.recorder.facts["num_experts_per_tok"]
+        self._askers = [asker(layer, k) for layer in self.model.layers]
         native = native_for(self.model.dtype)
         self.listeners = self._listeners(native)
         self._add_probes(native)
@@ -214,103 +225,89 @@ class Tracer(Watch):
         position, self._state = state.length, state
         self._length = position + len(tokens)
         intercepted = self.model.intercepted
-        self._intercepted |= dict.fromkeys(intercepted)
+        if intercepted:
+            self._intercepted |= dict.fromkeys(intercepted)
         self._notes.plain = len(tokens) == 1 and not intercepted
-        self._spans.append((position, SETUP if picked is None else SAMPLE, self._since, now))
-        self._pass = Pass(
-            phase=phase,
-            tokens=tokens,
-            position=position,
-            start_ns=now,
-            logprobs=None if picked is None else picked[1],
-            marks=[],
-            routings=[],
-            chosen=[],
-        )
+        self._between.append((position, SETUP if picked is None else SAMPLE, now))
+        self._pass = Pass(phase, tokens, position, now)
+        if picked is not None:
+            self._pass.surprise = picked[1]
+
+    def token_begins(self, memory: TokenMemory) -> None:
+        """Have it noted what the token does."""
+        memory.note(self._ask)
+        self._memory = memory
+
+    def _ask(self, layer: int, experts: Sequence[int]) -> Cached:
+        return self._askers[layer].ask(experts)
 
     def pass_ends(self) -> None:
         """Keep the pass; make rows of all once they are many."""
-        done, notes = self._pass, self._notes
+        done = self._pass
         assert done is not None
         self._head_waited(None)
-        done.marks, done.routings, done.chosen = notes.taken()
-        done.end_ns = self._since = done.marks[-1]
+        self._take_notes(done)
+        done.end_ns = done.marks[-1]
         self._passes.append(done)
         self._pass = None
-        self._held += self._pass_nbytes(len(done.tokens))
+        self._held += self._pass_nbytes(done)
         if self._held > _HELD_NBYTES:
             self._flush()
 
-    def _pass_nbytes(self, tokens: int) -> int:
+    def _take_notes(self, done: Pass) -> None:
+        done.marks, done.routings, done.chosen = self._notes.taken()
+        if self._memory is not None:
+            done.token, self._memory = TokenNotes.of(self._memory), None
+
+    def _pass_nbytes(self, done: Pass) -> int:
         """About what a pass holds until its rows are made."""
-        config = self.model.config
+        if done.token is not None:
+            objects = len(done.routings) + len(done.token.reads)
+            return len(done.token.routing) + 40 * len(done.token.notes) + _LAYER_NBYTES * objects
+        config, tokens = self.model.config, len(done.tokens)
         numbers = tokens * (config.num_experts + 2 * config.num_experts_per_tok)
-        layers = config.num_hidden_layers * (_LAYER_NBYTES + 4 * numbers)
-        return layers + 4 * config.vocab_size
+        return config.num_hidden_layers * (_LAYER_NBYTES + 4 * numbers)
 
     def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
-        """Remember it; what it is worth is worked out later."""
-        self._picked = token, logprobs
+        """Note how surprising it is; the numbers are still at hand."""
+        now = clock()
+        finite = np.maximum(logprobs, -100)  # minus infinity where a token cannot be: worth nothing
+        self._picked = token, (float(logprobs[token]), -float(np.exp(finite) @ finite))
+        self._between += ((self._length, SAMPLE, now), (self._length, RECORD, clock()))
 
     def run_ends(self, finish_reason: str, error: str = "") -> None:
         """Make the last rows, and the trace."""
-        now = clock()
         if self._pass is not None:  # an error or a stop in its midst
-            self._pass.marks, _, self._pass.chosen = self._notes.taken()
+            self._take_notes(self._pass)
+            self._pass.routings = []  # perhaps never computed
             self._passes.append(self._pass)
         elif self._picked is not None:  # a last token never goes through the model
-            self._spans.append((self._length, SAMPLE, self._since, now))
-            self._passes.append(_unrun(self._picked, self._length))
-        self._since, note_ns = now, _note_ns()
+            token, surprise = self._picked
+            self._between.append((self._length, SAMPLE, clock()))
+            self._passes.append(Pass("decode", [token], self._length, 0, surprise))
+        note_ns = _note_ns()
         self._flush()
-        write_rows(self.recorder, [], self._spans, self.text)
+        self._rows.add([], self._between)
         self.trace = self.recorder.finish(
             finish_reason=finish_reason,
             error=error,
             intercepted=",".join(self._intercepted),
             # Notes were taken while tokens were under way: their number by the time of one.
-            record_ns=self._written_ns + round(note_ns * self.recorder.tables["spans"].rows),
+            record_ns=self._rows.record_ns + round(note_ns * self.recorder.tables["spans"].rows),
             **_held_by(self._state),
         )
 
     def _flush(self) -> None:
-        start, passes, spans = self._since, self._passes, self._spans
-        self._passes, self._spans, self._held = [], [], 0
-        write_rows(self.recorder, passes, spans, self.text)
-        now = clock()
-        self._spans.append((self._length, RECORD, start, now))
-        self._written_ns += now - start + _asked_ns(passes)
-        self._since = now
+        passes, between = self._passes, self._between
+        self._passes, self._between, self._held = [], [], 0
+        self._rows.add(passes, between)
+        self._between.append((self._length, RECORD, clock()))
 
 
 def _note_ns() -> float:
     """What one note takes, measured here."""
     listener = Notes().mark(RECORD)
     return timeit(lambda: listener(None), number=1000) * 1e6
-
-
-def _unrun(picked: tuple[int, np.ndarray], position: int) -> Pass:
-    token, logprobs = picked
-    return Pass(
-        phase="decode",
-        tokens=[token],
-        position=position,
-        start_ns=0,
-        logprobs=logprobs,
-        marks=[],
-        routings=[],
-        chosen=[],
-    )
-
-
-def _asked_ns(passes: Sequence[Pass]) -> int:
-    """What was done for the record alone while tokens were under way."""
-    total = 0
-    for one in passes:
-        ends = [one.start_ns, *one.marks[1::2]]
-        codes = enumerate(one.marks[::2])
-        total += sum(ends[n + 1] - ends[n] for n, code in codes if code == RECORD)
-    return total
 
 
 def _held_by(state: SequenceState | None) -> dict[str, int]:

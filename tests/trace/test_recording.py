@@ -163,7 +163,8 @@ def test_stages_mode_times_every_stage(open_engine, packed, kernel_set):
     for _, group in spans.groupby(["token", "layer"]):
         assert group.stage.tolist() == names
     outside = trace.spans[trace.spans.layer < 0].stage.value_counts()
-    assert outside["embed"] == outside["norm"] == 8 and outside["sample"] == 8
+    # Choosing a token and handing it over; between them its surprise is worked out for the record.
+    assert outside["embed"] == outside["norm"] == 8 and outside["sample"] == 2 * 8
 
 
 def test_flow_mode_waits_only_where_the_run_does(open_engine, packed):
@@ -275,7 +276,7 @@ def test_a_long_run_is_bounded_and_loses_nothing(open_engine, packed, monkeypatc
             monkeypatch.setattr(Recorder.__init__, "__defaults__", ("flow", 100))
             assert Recorder().tables["routing"].max_rows == 100
         else:
-            monkeypatch.setattr(tracing, "_HELD_NBYTES", 100_000)
+            monkeypatch.setattr(tracing, "_HELD_NBYTES", 5_000)
         bounded = _run(engine, "flow", tokens=60).trace
     columns = ["token", "layer", "rank", "expert", "probability", "weight", "margin"]
     assert bounded.routing[columns].equals(right.routing[columns])
@@ -284,7 +285,7 @@ def test_a_long_run_is_bounded_and_loses_nothing(open_engine, packed, monkeypatc
     assert len(bounded.reads.drop_duplicates(["token", "layer", "expert"])) == len(right.reads)
     spans = bounded.spans
     assert (spans.start_ns.to_numpy()[1:] >= spans.end_ns.to_numpy()[:-1]).all()
-    flushes = (spans.stage == "record").sum()
+    flushes = (spans.stage == "record").sum() - 60  # a token's surprise is recording too
     assert (flushes > 3) == (limit != "rows in memory")
 
 

@@ -15,7 +15,7 @@ from flashmoe_lab.trace import Recorder, Trace, parquet
 from flashmoe_lab.trace.schema import TABLES, VERSION
 from flashmoe_lab.trace.table import FIRST_ROWS, Table
 from flashmoe_lab.trace.trace import NAMES
-from flashmoe_lab.trace_rows import _rounded
+from flashmoe_lab.trace_routing import _rounded
 from tests.trace.made import MS, made_trace
 
 

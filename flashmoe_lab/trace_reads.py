@@ -1,0 +1,149 @@
+"""Rows of the table reads."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+
+from flashmoe_lab.stages.expert_fetch import Fetched
+from flashmoe_lab.storage.blocks import RECORD
+from flashmoe_lab.trace import Recorder
+from flashmoe_lab.trace.schema import SOURCES, WANTED
+from flashmoe_lab.trace_layers import LayerNotes
+from flashmoe_lab.trace_notes import Cached, Pass
+from flashmoe_lab.trace_sources import OWN_THREAD, SSD
+
+_BANK, _PAGE_CACHE, _SSD, _UNKNOWN = (
+    SOURCES.index(name) for name in ("bank", "page_cache", "ssd", "unknown")
+)
+
+
+class _Layers(NamedTuple):
+    """Layers of passes, one a row, and which experts they asked for.
+
+    Attributes:
+        asked: bool [n, E].
+    """
+
+    position: np.ndarray
+    layer: np.ndarray
+    routed_ns: np.ndarray
+    asked: np.ndarray
+
+
+class _Fetch(NamedTuple):
+    """What was fetched for a layer, and where the bytes were."""
+
+    row: int
+    fetched: Fetched
+    cached: Cached | None
+
+
+def add_reads(recorder: Recorder, passes: Sequence[Pass], notes: LayerNotes | None) -> None:
+    """Add a row for each piece that was read, and one for each expert that the bank held."""
+    layers, fetches = _layers(passes, notes)
+    if not len(layers.layer):
+        return
+    tables = [(fetch, table) for fetch in fetches for table in _came(fetch.fetched)]
+    came_for = np.repeat([f.row for f, _ in tables], [len(t) for _, t in tables]).astype(int)
+    # By their bytes: NumPy takes ten times as long over joining records as records.
+    came = np.frombuffer(b"".join([table.tobytes() for _, table in tables]), RECORD)
+    layers.asked[came_for, came["expert"]] = False
+    held_for, held = np.nonzero(layers.asked)
+    rows = np.zeros(len(came) + len(held), RECORD)
+    rows[: len(came)], hits = came, rows[len(came) :]
+    hits["expert"], hits["thread"] = held, -1
+    hits["submit_ns"] = hits["start_ns"] = hits["end_ns"] = layers.routed_ns[held_for]
+    source = np.concatenate([_sources(tables, came), np.full(len(held), _BANK)])
+    row = np.concatenate([came_for, held_for])
+    order = np.argsort(layers.routed_ns[row], kind="stable")
+    row, rows = row[order], rows[order]
+    names = ("expert", "offset", "nbytes", "submit_ns", "start_ns", "end_ns", "thread")
+    recorder.tables["reads"].extend(
+        len(rows),
+        token=layers.position[row],
+        layer=layers.layer[row],
+        **{name: rows[name] for name in names},
+        source=source[order],
+        wanted=WANTED.index("demand"),
+        used=True,
+    )
+
+
+def _layers(passes: Sequence[Pass], notes: LayerNotes | None) -> tuple[_Layers, list[_Fetch]]:
+    """All layers of the passes; those that a listener was told of come last."""
+    parts: list[_Layers] = []
+    fetches: list[_Fetch] = []
+    if notes is not None:
+        part, fetches = _by_token(passes, notes)
+        parts.append(part)
+    found = [(one, chosen) for one in passes for chosen in one.chosen]
+    if found:
+        first = sum(len(part.layer) for part in parts)
+        asked = np.zeros((len(found), found[0][1].fetched.fetch.file.num_experts), bool)
+        for row, (one, chosen) in zip(asked, found, strict=True):
+            row[chosen.fetched.experts] = True
+            if not one.end_ns:  # an error or a stop in its midst
+                row[_never_came(chosen.fetched)] = False
+        numbers = [(one.position, c.layer, c.routed_ns) for one, c in found]
+        position, layer, routed_ns = np.array(numbers).T
+        parts.append(_Layers(position, layer, routed_ns, asked))
+        fetches += [_Fetch(first + n, c.fetched, c.cached) for n, (_, c) in enumerate(found)]
+    if not parts:
+        return _Layers(*(np.empty(0, int) for _ in _Layers._fields)), []
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return _Layers(*columns), fetches
+
+
+def _by_token(passes: Sequence[Pass], notes: LayerNotes) -> tuple[_Layers, list[_Fetch]]:
+    """Layers that were noted in tokens' memory, which tells of what was fetched only where the bank
+    did not hold all."""
+    asked = np.zeros(notes.logits.shape, bool)
+    np.put_along_axis(asked, notes.experts, True, axis=1)
+    found = [
+        (n, one, read) for n, one in enumerate(passes) if one.token for read in one.token.reads
+    ]
+    wanted = np.array([(n, layer) for n, _, (layer, _, _) in found], int).reshape(-1, 2)
+    rows = np.searchsorted(_key(notes.number, notes.layer), _key(wanted[:, 0], wanted[:, 1]))
+    asked[np.setdiff1d(np.flatnonzero(notes.fetched_ns == 0), rows)] = False  # an error came before
+    fetches: list[_Fetch] = []
+    for row, (_, one, (_, fetched, cached)) in zip(rows.tolist(), found, strict=True):
+        fetches.append(_Fetch(row, fetched, cached))
+        if not one.end_ns:
+            asked[row, _never_came(fetched)] = False
+    return _Layers(notes.position, notes.layer, notes.routed_ns, asked), fetches
+
+
+def _key(number: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """Ascending over passes and, within each, layers."""
+    return number << 16 | layer
+
+
+def _came(fetched: Fetched) -> list[np.ndarray]:
+    """Records of its reads; those of a failed one are lost."""
+    with suppress(OSError, ValueError):
+        fetched.wait()
+    return [part.records.table for part in fetched.landings if part.records is not None]
+
+
+def _never_came(fetched: Fetched) -> list[int]:
+    failed = [part.placement.misses for part in fetched.landings if part.records is None]
+    return [expert for group in (*failed, *fetched.later) for expert in group]
+
+
+def _sources(tables: Sequence[tuple[_Fetch, np.ndarray]], came: np.ndarray) -> np.ndarray:
+    """Where the bytes of each piece were."""
+    sources = np.full(len(came), _UNKNOWN, np.uint8)
+    ends = np.cumsum([len(table) for _, table in tables], dtype=int).tolist()
+    for (fetch, table), end in zip(tables, ends, strict=True):
+        part, cached = slice(end - len(table), end), fetch.cached
+        if cached == SSD:
+            sources[part] = _SSD
+        elif cached == OWN_THREAD:
+            own = table["thread"] == fetch.fetched.fetch.reader.threads
+            sources[part] = np.where(own, _PAGE_CACHE, _SSD)
+        elif isinstance(cached, dict):
+            there = [cached[expert] for expert in table["expert"].tolist()]
+            sources[part] = np.where(there, _PAGE_CACHE, _SSD)
+    return sources
