@@ -21,6 +21,7 @@ import numpy as np
 
 from flashmoe_lab import native
 from flashmoe_lab.config import Quantization
+from flashmoe_lab.gather import gathered_mlp
 from flashmoe_lab.stages.activation import silu, silu64
 
 _SMALL_EXPERT_NBYTES = 1 << 20
@@ -172,46 +173,8 @@ def _matrix(x: mx.array, slot: int, projection: str, weights: ExpertWeights) -> 
 
 
 def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertWeights) -> mx.array:
-    """One product for all pairs, slot numbers as data.
-
-    The pairs are sorted, but MLX is not told: its sorted path has given wrong rows (mlx#4253 and,
-    seen on an H200 with 0.32.4, for quantised weights too), and rows are made by a reshape because
-    an inserted axis is what it stumbled over.
-
-    Where activations and scales differ in type MLX would convert the scales of the whole bank, so
-    then only the experts in use are taken out first.
-    """
-    index = mx.array(slots.astype(np.uint32))
-    parts = weights.components
-    kind = parts["down_proj.scales" if weights.quantization else "down_proj.weight"].dtype
-    if kind != x.dtype:
-        used, inverse = np.unique(slots, return_inverse=True)
-        taken = mx.array(used)
-        parts = {name: array[taken] for name, array in parts.items()}
-        parts = {
-            name: array if array.dtype == mx.uint32 else array.astype(x.dtype)
-            for name, array in parts.items()
-        }
-        index = mx.array(inverse.astype(np.uint32))
-    rows = x[mx.array(tokens)].reshape(len(tokens), 1, -1)  # [P, 1, hidden]
-
-    def product(values: mx.array, projection: str) -> mx.array:
-        weight = parts[f"{projection}.weight"]
-        if weights.quantization is None:
-            return mx.gather_mm(values, weight.swapaxes(-1, -2), rhs_indices=index)
-        return mx.gather_qmm(
-            values,
-            weight,
-            parts[f"{projection}.scales"],
-            parts[f"{projection}.biases"],
-            rhs_indices=index,
-            transpose=True,
-            group_size=weights.quantization.group_size,
-            bits=weights.quantization.bits,
-        )
-
-    hidden = silu(product(rows, "gate_proj")) * product(rows, "up_proj")
-    return product(hidden, "down_proj").squeeze(1)
+    """One product for all pairs."""
+    return gathered_mlp(x, tokens, slots, weights.components, weights.quantization)
 
 
 def _native(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertWeights) -> mx.array:

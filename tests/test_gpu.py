@@ -17,6 +17,7 @@ import pytest
 import flashmoe_lab as fl
 from flashmoe_lab.checkpoint.synthetic import SyntheticSource
 from flashmoe_lab.config import geometries
+from flashmoe_lab.gather import gathered_mlp
 
 NAMES = sorted(
     path.name for path in (Path(__file__).parent / "data").iterdir() if (path / "ref.npz").exists()
@@ -102,3 +103,29 @@ def test_wide_layers_streamed_have_the_bits_of_resident(wide, open_engine, bank_
         error = np.linalg.norm(logits - again) / np.linalg.norm(again)
         print(f"bank {bank_gb} GB: a prompt at once differs by {error:.1e} rms")
         assert error < 1e-2
+
+
+def test_experts_far_into_a_large_stack():
+    """MLX's matrix kernel reads another slot beyond 2^32 codes: 1100 slots of 4096 x 1024."""
+    parts = {}
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        rows, columns = (4096, 1024) if name == "down_proj" else (1024, 4096)
+        scales = mx.random.uniform(0.5, 1.5, (1100, rows, columns // 64)) / 8 / columns**0.5
+        parts |= {
+            f"{name}.weight": mx.random.randint(
+                0, 2**32 - 1, (1100, rows, columns // 8), mx.uint32
+            ),
+            f"{name}.scales": scales.astype(mx.bfloat16),
+            f"{name}.biases": (-7.5 * scales).astype(mx.bfloat16),
+        }
+    slots, quantization = (
+        np.array([7, 900, 1021, 1024, 1099]),
+        fl.Quantization(bits=4, group_size=64),
+    )
+    near = {name: stack[mx.array(slots)] for name, stack in parts.items()}
+    for tokens in (1, 12):
+        x = mx.random.normal((tokens, 4096)).astype(mx.bfloat16)
+        pairs = np.arange(5) % tokens
+        far = gathered_mlp(x, pairs, slots, parts, quantization)
+        truth = gathered_mlp(x, pairs, np.arange(5), near, quantization)
+        assert mx.array_equal(far, truth).item(), f"{tokens} tokens"
