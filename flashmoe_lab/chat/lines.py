@@ -38,7 +38,7 @@ class TypedLines:
             multiline=True,
             prompt_continuation=_MORE,
             key_bindings=_keys(),
-            completer=_CommandCompleter(commands),
+            completer=CommandCompleter(commands),
             complete_while_typing=False,
             history=FileHistory(str(history)) if history else InMemoryHistory(),
             bottom_toolbar=status,
@@ -56,13 +56,16 @@ class TypedLines:
         return self._session.prompt()
 
 
-class _CommandCompleter(Completer):
+class CommandCompleter(Completer):
+    """Completes the names of commands at the beginning of a line."""
+
     def __init__(self, commands: Iterable[str]) -> None:
         self._commands = sorted(commands)
 
     def get_completions(
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
+        """Those that begin with what was typed."""
         typed = document.text_before_cursor
         for name in self._commands:
             if f"/{name}".startswith(typed) and typed:
