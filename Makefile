@@ -51,13 +51,15 @@ format: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/flashmoe-lab lab $(MODEL)
 
-# A short version of every benchmark but the peers, which need other programs (benchmarks/README.md).
+# A short version of every benchmark but the peers, which need other programs (benchmarks/README.md), in some minutes.
 RESULTS := benchmarks/results/latest.jsonl
 bench: $(STAMP)
 	rm -f $(RESULTS)
 	$(BIN)/python benchmarks/kernels.py --gigabytes 0.5 --repetitions 3 --json $(RESULTS)
 	$(BIN)/python benchmarks/storage.py --gb 1 --threads 2 8 --split 1 --repetitions 3 --json $(RESULTS)
 	$(BIN)/python benchmarks/decode.py --json $(RESULTS)
+	$(BIN)/python benchmarks/overlap.py --bank-gb 0.001 --json $(RESULTS)
+	$(if $(WEIGHTS),$(BIN)/python benchmarks/hits.py --json $(RESULTS))
 	$(BIN)/python benchmarks/prefill.py --json $(RESULTS)
 	$(BIN)/python benchmarks/context.py --json $(RESULTS)
 	$(BIN)/python benchmarks/report.py $(RESULTS)

@@ -46,8 +46,8 @@ def main() -> int:
         run(options)
         return 0
     if shutil.which("strace") is None:
-        print("hits: there is no strace here, and nothing is known without it")
-        return 1
+        print("hits: nothing was counted: there is no strace here")
+        return 0
     free = True
     print(f"system calls a token, {options.tokens} tokens, all threads")
     for case in CASES:

@@ -21,7 +21,7 @@ from flashmoe_lab.checkpoint.quantize import dequantize_reference, quantize
 from flashmoe_lab.checkpoint.tensor_file import Tensor
 from flashmoe_lab.config import ModelConfig, Quantization, geometries
 from flashmoe_lab.storage import native_crew
-from flashmoe_lab.storage.bank import available_memory_nbytes
+from flashmoe_lab.storage.free_memory import available_memory_nbytes
 from flashmoe_lab.storage.page_cache import evict, resident_bytes, warm
 from flashmoe_lab.storage.reader import BlockRead
 from flashmoe_lab.storage.slot_pool import SlotPool

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
 from flashmoe_lab.storage import native_crew
-from flashmoe_lab.storage.bank import available_memory_nbytes
+from flashmoe_lab.storage.free_memory import available_memory_nbytes
 from flashmoe_lab.storage.ways import READERS
 from flashmoe_lab.tuning import kept_tuning
 

@@ -10,7 +10,6 @@ Threads: a run's and a caller's may share a bank. Whoever places and reads, or c
 holds `lock` meanwhile.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from flashmoe_lab.checkpoint.layer_file import BlockLayout, LayerFile
+from flashmoe_lab.storage.free_memory import available_memory_nbytes
 from flashmoe_lab.storage.policy import CachePolicy, make_policy
 from flashmoe_lab.storage.slot_pool import SlotPool
 from flashmoe_lab.units import format_nbytes
@@ -284,19 +284,3 @@ def default_capacity_nbytes(expert_nbytes: int) -> int:
     experts need."""
     available = available_memory_nbytes()
     return expert_nbytes if available is None else min(expert_nbytes, available // 4)
-
-
-def available_memory_nbytes() -> int | None:
-    """Memory that can be had without swapping, or all there is where the system does not say; None
-    if unknown."""
-    try:
-        with open("/proc/meminfo") as stream:
-            for line in stream:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None

@@ -12,7 +12,7 @@ import pytest
 from flashmoe_lab import Quantization, kernels
 from flashmoe_lab.checkpoint.layer_file import BlockLayout, LayerFile
 from flashmoe_lab.storage import bank as bank_module
-from flashmoe_lab.storage.bank import ExpertBank, available_memory_nbytes
+from flashmoe_lab.storage.bank import ExpertBank
 from flashmoe_lab.storage.policy import LRU
 
 E = 8
@@ -258,18 +258,6 @@ def test_memory_that_is_not_there(make, config, monkeypatch):
     make(100)
     monkeypatch.setattr(bank_module, "available_memory_nbytes", lambda: None)
     make(100)
-
-
-def test_available_memory(monkeypatch):
-    assert 1e8 < (available_memory_nbytes() or 0) < 1e14
-
-    def missing(*_):
-        raise FileNotFoundError
-
-    monkeypatch.setattr("builtins.open", missing)  # a system without /proc
-    assert 1e8 < (available_memory_nbytes() or 0) < 1e14
-    monkeypatch.setattr(bank_module.os, "sysconf", lambda name: int("unknown"))
-    assert available_memory_nbytes() is None
 
 
 def test_negative_capacity(make):

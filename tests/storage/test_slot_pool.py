@@ -8,7 +8,7 @@ import pytest
 
 from flashmoe_lab import ModelConfig, Quantization, geometries
 from flashmoe_lab.checkpoint.layer_file import BlockLayout
-from flashmoe_lab.storage.bank import available_memory_nbytes
+from flashmoe_lab.storage.free_memory import available_memory_nbytes
 from flashmoe_lab.storage.reader import BlockRead
 from flashmoe_lab.storage.slot_pool import SlotPool
 from flashmoe_lab.storage.ways import PreadReader
