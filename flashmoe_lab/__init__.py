@@ -29,6 +29,8 @@ from flashmoe_lab.version import __version__
 
 if TYPE_CHECKING:
     from flashmoe_lab import interventions, plots, widgets
+    from flashmoe_lab.chat.prefix_cache import PrefixCache
+    from flashmoe_lab.chat.session import Session
     from flashmoe_lab.trace import Trace, compare
 
 __all__ = [
@@ -40,11 +42,13 @@ __all__ = [
     "PackPlan",
     "PackSettings",
     "PackedCheckpoint",
+    "PrefixCache",
     "Quantization",
     "Routing",
     "Run",
     "Sampling",
     "SequenceState",
+    "Session",
     "Source",
     "Trace",
     "__version__",
@@ -64,6 +68,8 @@ _LATER = {
     "interventions": ("flashmoe_lab.interventions", ""),
     "plots": ("flashmoe_lab.plots", ""),
     "widgets": ("flashmoe_lab.widgets", ""),
+    "PrefixCache": ("flashmoe_lab.chat.prefix_cache", "PrefixCache"),
+    "Session": ("flashmoe_lab.chat.session", "Session"),
     "Trace": ("flashmoe_lab.trace", "Trace"),
     "compare": ("flashmoe_lab.trace", "compare"),
 }
