@@ -292,7 +292,7 @@ class Model:
         while self._memories:
             memory = self._memories.pop()
             if memory.num_experts_per_tok == k:
-                memory.forget()
+                memory.notes = None
                 return memory
         check_num_experts_per_tok(k, experts)
         return TokenMemory(len(self.layers), self.config.hidden_size, experts, k)

@@ -20,10 +20,10 @@ class TokenMemory:
         slots: int64 [1, K].
         routing: what all routers said, in one piece of memory; see `routing_parts`.
         rows: of it, a layer's logits [1, E], experts [1, K] and weights [1, K].
-        notes: None, or where a layer writes its number, when its experts were known, when it had
-            been asked where they are, when they were there, and when all was done, in ns.
-        reads: with `notes`, for each layer of which the bank did not hold all: its number, what it
-            fetched, and what `ask` said.
+        notes: None, or where a layer adds its number, when its experts were known, when it had been
+            asked where they are, when they were there, and when all was done, in ns.
+        reads: with `notes`, where a layer of which the bank did not hold all adds its number, what
+            it fetched, and what `ask` said.
         ask: called before reading with a layer's number and experts.
     """
 
@@ -36,14 +36,6 @@ class TokenMemory:
         self.routing = np.empty(layers * (num_experts + 2 * k), np.float32)
         parts = routing_parts(self.routing, layers, k)
         self.rows = list(zip(*(part[:, None] for part in parts), strict=True))
-        self.forget()
-
-    def note(self, ask: Callable[[int, Sequence[int]], Any]) -> None:
-        """Take notes of the token that comes."""
-        self.notes, self.reads, self.ask = [], [], ask
-
-    def forget(self) -> None:
-        """Take no notes any more."""
         self.notes: list[int] | None = None
         self.reads: list[tuple[int, Any, Any]] = []
         self.ask: Callable[[int, Sequence[int]], Any] = lambda layer, experts: None

@@ -8,8 +8,7 @@ Python's collector to walk over.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from flashmoe_lab.stages.expert_fetch import Fetched
@@ -30,6 +29,11 @@ def code(layer: int, stage: str, lane: str) -> int:
 
 
 RECORD, SETUP, SAMPLE = (code(-1, stage, "host") for stage in ("record", "setup", "sample"))
+
+_OBJECTS_NBYTES = 5000  # of a layer's routing or fetch, with their arrays
+_TOKEN_NBYTES = 2000  # of a routing, by token
+PASS_NUMBERS = 11  # that Notes keep of a pass
+LAYER_NUMBERS = 5  # that a layer notes in a TokenMemory
 
 
 class Chosen(NamedTuple):
@@ -59,85 +63,85 @@ class Asker(NamedTuple):
     rule: str | None
 
 
-class TokenNotes(NamedTuple):
-    """What a token left in its memory; see TokenMemory.
-
-    Attributes:
-        sizes: number of layers, and K.
-        notes: of all its layers, one after another; an error may have cut them short.
-        routing: a copy.
-    """
-
-    sizes: tuple[int, int]
-    notes: list[int]
-    reads: list[tuple[int, Fetched, Cached]]
-    routing: bytes
-
-    @classmethod
-    def of(cls, memory: TokenMemory) -> "TokenNotes":
-        """Those taken so far."""
-        sizes = len(memory.rows), memory.num_experts_per_tok
-        return cls(sizes, memory.notes or [], memory.reads, memory.routing.tobytes())
-
-
-@dataclass(slots=True)
-class Pass:
-    """One pass of tokens through the model.
-
-    Attributes:
-        surprise: log-probability of its token, and the entropy of what it was chosen from, in nats;
-            NaN for the prompt's.
-        marks: code and end in ns of one span after another; each begins where one ends.
-        token: what it left where nobody looked.
-    """
-
-    phase: str
-    tokens: Sequence[int]
-    position: int
-    start_ns: int
-    surprise: tuple[float, float] = (float("nan"), float("nan"))
-    end_ns: int = 0
-    marks: list[int] = field(default_factory=list)
-    routings: list[tuple[int, Routing]] = field(default_factory=list)
-    chosen: list[Chosen] = field(default_factory=list)
-    token: TokenNotes | None = None
-
-    @property
-    def last_ns(self) -> int:
-        """The end of its last span; 0 if it has none."""
-        return max([*self.marks[-1:], *(self.token.notes[-1:] if self.token else ())], default=0)
-
-    def fetches(self) -> Iterator[tuple[int, Fetched]]:
-        """Layers, and what they fetched; of those that nobody looked into, only what was read."""
-        yield from ((chosen.layer, chosen.fetched) for chosen in self.chosen)
-        if self.token is not None:
-            yield from ((layer, fetched) for layer, fetched, _ in self.token.reads)
-
-
 class Notes:
-    """The notes of the pass under way; `taken` hands them over and begins anew.
+    """The notes of passes of which no rows were made yet.
 
-    The lists stay the same objects, so that listeners can hold their `append`.
+    They are lists of plain numbers, and of objects only for stages that somebody listens to and for
+    reads. The lists stay the same objects, so that listeners can hold their `append`.
 
     Attributes:
+        passes: numbers of one pass after another: code of its phase, first position, tokens, start
+            and end in ns (0: it came to none), whether it left something in a TokenMemory; then how
+            long marks (in pairs), layers, routings, chosen and reads were at its end.
+        surprise: for each pass the log-probability of its token, and the entropy of what it was
+            chosen from, in nats; NaN for the prompt's.
+        ids: of the tokens.
+        marks: code and end in ns of one span after another; each begins where one ends.
+        layers, reads, routing: what tokens left in their memory, one after another.
+        sizes: of that memory: number of layers, and K.
         plain: whether the pass is of one token whose routing is the router's own.
     """
 
     def __init__(self) -> None:
+        self.passes: list[int] = []
+        self.surprise: list[float] = []
+        self.ids: list[int] = []
         self.marks: list[int] = []
         self.routings: list[tuple[int, Routing]] = []
         self.chosen: list[Chosen] = []
+        self.layers: list[int] = []
+        self.reads: list[tuple[int, Fetched, Cached]] = []
+        self.routing = bytearray()
+        self.sizes = (0, 0)
         self.routed_ns = 0
         self.cached: Cached = {}
         self.plain = False
+        self._memory: TokenMemory | None = None
+        self._chunks = 0  # bytes of the prompt's routings
 
-    def taken(self) -> tuple[list[int], list[tuple[int, Routing]], list[Chosen]]:
-        """Marks, routings and fetches so far."""
-        found = self.marks.copy(), self.routings.copy(), self.chosen.copy()
-        self.marks.clear()
-        self.routings.clear()
-        self.chosen.clear()
-        return found
+    @property
+    def nbytes(self) -> int:
+        """About what they hold."""
+        objects = len(self.routings) + len(self.reads)
+        return len(self.routing) + 40 * len(self.layers) + _OBJECTS_NBYTES * objects + self._chunks
+
+    def clear(self) -> None:
+        """Begin anew, after a pass."""
+        for part in (self.passes, self.surprise, self.ids, self.marks, self.routings):
+            part.clear()
+        self._chunks = 0
+        for part in (self.chosen, self.layers, self.reads, self.routing):
+            part.clear()
+
+    def take(self, memory: TokenMemory, ask: Callable[[int, Sequence[int]], Cached]) -> None:
+        """Have a token note here what it does."""
+        self._memory, self.sizes = memory, (len(memory.rows), memory.num_experts_per_tok)
+        memory.notes, memory.reads, memory.ask = self.layers, self.reads, ask
+
+    def close(
+        self,
+        phase: int,
+        position: int,
+        tokens: Sequence[int],
+        start_ns: int,
+        end_ns: int,
+        surprise: tuple[float, float],
+    ) -> None:
+        """The pass is over."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            self.routing += memory.routing.data
+        if not end_ns:
+            del self.routings[self.passes[-3] if self.passes else 0 :]  # perhaps never computed
+        if len(tokens) > 1:
+            self._chunks += len(tokens) * _TOKEN_NBYTES * len(self.routings)
+        self.ids += tokens
+        self.surprise += surprise
+        self.passes += (
+            *(phase, position, len(tokens), start_ns, end_ns, memory is not None),
+            *(len(self.marks) // 2, len(self.layers), len(self.routings)),
+            *(len(self.chosen), len(self.reads)),
+        )
 
     def mark(self, code: int) -> Listener:
         """A listener: what `code` says ends now."""

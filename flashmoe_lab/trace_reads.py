@@ -10,8 +10,8 @@ from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.storage.blocks import RECORD
 from flashmoe_lab.trace import Recorder
 from flashmoe_lab.trace.schema import SOURCES, WANTED
-from flashmoe_lab.trace_layers import LayerNotes
-from flashmoe_lab.trace_notes import Cached, Pass
+from flashmoe_lab.trace_batch import Batch, LayerNotes
+from flashmoe_lab.trace_notes import Cached
 from flashmoe_lab.trace_sources import OWN_THREAD, SSD
 
 _BANK, _PAGE_CACHE, _SSD, _UNKNOWN = (
@@ -40,9 +40,9 @@ class _Fetch(NamedTuple):
     cached: Cached | None
 
 
-def add_reads(recorder: Recorder, passes: Sequence[Pass], notes: LayerNotes | None) -> None:
+def add_reads(recorder: Recorder, batch: Batch) -> None:
     """Add a row for each piece that was read, and one for each expert that the bank held."""
-    layers, fetches = _layers(passes, notes)
+    layers, fetches = _layers(batch)
     if not len(layers.layer):
         return
     tables = [(fetch, table) for fetch in fetches for table in _came(fetch.fetched)]
@@ -71,22 +71,22 @@ def add_reads(recorder: Recorder, passes: Sequence[Pass], notes: LayerNotes | No
     )
 
 
-def _layers(passes: Sequence[Pass], notes: LayerNotes | None) -> tuple[_Layers, list[_Fetch]]:
+def _layers(batch: Batch) -> tuple[_Layers, list[_Fetch]]:
     """All layers of the passes; those that a listener was told of come last."""
     parts: list[_Layers] = []
     fetches: list[_Fetch] = []
-    if notes is not None:
-        part, fetches = _by_token(passes, notes)
+    if batch.layers is not None:
+        part, fetches = _by_token(batch, batch.layers)
         parts.append(part)
-    found = [(one, chosen) for one in passes for chosen in one.chosen]
+    found = batch.chosen
     if found:
         first = sum(len(part.layer) for part in parts)
         asked = np.zeros((len(found), found[0][1].fetched.fetch.file.num_experts), bool)
-        for row, (one, chosen) in zip(asked, found, strict=True):
+        for row, (number, chosen) in zip(asked, found, strict=True):
             row[chosen.fetched.experts] = True
-            if not one.end_ns:  # an error or a stop in its midst
+            if not batch.end_ns[number]:  # an error or a stop in its midst
                 row[_never_came(chosen.fetched)] = False
-        numbers = [(one.position, c.layer, c.routed_ns) for one, c in found]
+        numbers = [(batch.position[number], c.layer, c.routed_ns) for number, c in found]
         position, layer, routed_ns = np.array(numbers).T
         parts.append(_Layers(position, layer, routed_ns, asked))
         fetches += [_Fetch(first + n, c.fetched, c.cached) for n, (_, c) in enumerate(found)]
@@ -96,21 +96,19 @@ def _layers(passes: Sequence[Pass], notes: LayerNotes | None) -> tuple[_Layers, 
     return _Layers(*columns), fetches
 
 
-def _by_token(passes: Sequence[Pass], notes: LayerNotes) -> tuple[_Layers, list[_Fetch]]:
+def _by_token(batch: Batch, notes: LayerNotes) -> tuple[_Layers, list[_Fetch]]:
     """Layers that were noted in tokens' memory, which tells of what was fetched only where the bank
     did not hold all."""
     asked = np.zeros(notes.logits.shape, bool)
     np.put_along_axis(asked, notes.experts, True, axis=1)
-    found = [
-        (n, one, read) for n, one in enumerate(passes) if one.token for read in one.token.reads
-    ]
-    wanted = np.array([(n, layer) for n, _, (layer, _, _) in found], int).reshape(-1, 2)
+    pairs = [(number, layer) for number, (layer, _, _) in batch.reads]
+    wanted = np.array(pairs, int).reshape(-1, 2)
     rows = np.searchsorted(_key(notes.number, notes.layer), _key(wanted[:, 0], wanted[:, 1]))
     asked[np.setdiff1d(np.flatnonzero(notes.fetched_ns == 0), rows)] = False  # an error came before
     fetches: list[_Fetch] = []
-    for row, (_, one, (_, fetched, cached)) in zip(rows.tolist(), found, strict=True):
+    for row, (number, (_, fetched, cached)) in zip(rows.tolist(), batch.reads, strict=True):
         fetches.append(_Fetch(row, fetched, cached))
-        if not one.end_ns:
+        if not batch.end_ns[number]:
             asked[row, _never_came(fetched)] = False
     return _Layers(notes.position, notes.layer, notes.routed_ns, asked), fetches
 

@@ -8,13 +8,12 @@ import numpy as np
 
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.trace import Recorder
-from flashmoe_lab.trace_layers import LayerNotes
-from flashmoe_lab.trace_notes import Pass
+from flashmoe_lab.trace_batch import Batch
 
 Columns = dict[str, np.ndarray]
 
 
-def add_routing(recorder: Recorder, passes: Sequence[Pass], notes: LayerNotes | None) -> None:
+def add_routing(recorder: Recorder, batch: Batch) -> None:
     """Add a row for each token, layer and expert of the passes that came to their end, in this
     order.
 
@@ -22,17 +21,17 @@ def add_routing(recorder: Recorder, passes: Sequence[Pass], notes: LayerNotes | 
     by layer.
     """
     parts: list[Columns] = []
+    notes = batch.layers
     if notes is not None:
-        ended = np.array([bool(one.end_ns) for one in passes])[notes.number]
+        ended = batch.end_ns[notes.number] > 0
         columns = notes.position, notes.layer, notes.logits, notes.experts, notes.weights
         parts.append(_columns(*(columns if ended.all() else (part[ended] for part in columns))))
     groups: dict[int, list[tuple[int, int, Routing]]] = {}
-    for one in passes:
-        for layer, routing in one.routings:
-            group = groups.setdefault(routing.num_experts_per_tok, [])
-            group.append((one.position, layer, routing))
-            if len(one.tokens) > 1:
-                parts.append(_of_routings([group.pop()]))
+    for number, (layer, routing) in batch.routings:
+        group = groups.setdefault(routing.num_experts_per_tok, [])
+        group.append((int(batch.position[number]), layer, routing))
+        if batch.tokens[number] > 1:
+            parts.append(_of_routings([group.pop()]))
     parts += [_of_routings(group) for group in groups.values() if group]
     if not parts:
         return

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from flashmoe_lab.trace import Recorder
-from flashmoe_lab.trace.schema import PHASES
-from flashmoe_lab.trace_layers import LayerNotes, layers_noted
-from flashmoe_lab.trace_notes import RECORD, Pass, code
+from flashmoe_lab.trace_batch import Batch, LayerNotes
+from flashmoe_lab.trace_notes import RECORD, code
 from flashmoe_lab.trace_reads import add_reads
 from flashmoe_lab.trace_routing import add_routing
 
@@ -40,52 +39,45 @@ class Rows:
         self.recorder, self.text = recorder, text
         self.since_ns = self.record_ns = 0
 
-    def add(self, passes: Sequence[Pass], between: Sequence[tuple[int, int, int]]) -> None:
-        """Add everything that these passes did.
+    def add(self, batch: Batch, between: Sequence[tuple[int, int, int]]) -> None:
+        """Add everything that some passes did.
 
         Args:
             between: position, code and end in ns of what was done between passes.
         """
-        if passes:
-            self._add_tokens(passes)
-        notes = layers_noted(passes)
-        add_routing(self.recorder, passes, notes)
-        add_reads(self.recorder, passes, notes)
-        self._add_spans(passes, notes, between)
+        self._add_tokens(batch)
+        add_routing(self.recorder, batch)
+        add_reads(self.recorder, batch)
+        self._add_spans(batch, between)
 
-    def _add_tokens(self, passes: Sequence[Pass]) -> None:
+    def _add_tokens(self, batch: Batch) -> None:
         """One row a token; a pass of a generated token has a single one."""
-        counts = [len(one.tokens) for one in passes]
-        ids = [int(token) for one in passes for token in one.tokens]
-        token = np.concatenate([one.position + np.arange(len(one.tokens)) for one in passes])
-        logprob, entropy = np.array([one.surprise for one in passes], np.float32).T
+        counts, ids = batch.tokens, batch.ids
+        begins = batch.position - np.cumsum(counts) + counts
+        columns = (batch.phase, batch.start_ns * (batch.end_ns > 0), batch.end_ns, batch.surprise)
+        phase, start_ns, end_ns, surprise = (np.repeat(part, counts, axis=0) for part in columns)
         self.recorder.tables["tokens"].extend(
             len(ids),
-            token=token,
-            phase=np.repeat([PHASES.index(one.phase) for one in passes], counts),
+            token=np.repeat(begins, counts) + np.arange(len(ids)),
+            phase=phase,
             id=ids,
             text=np.array([self.text(token) for token in ids], object),
-            start_ns=np.repeat([one.start_ns if one.end_ns else 0 for one in passes], counts),
-            end_ns=np.repeat([one.end_ns for one in passes], counts),
-            logprob=np.repeat(logprob, counts),
-            entropy=np.repeat(entropy, counts),
+            start_ns=start_ns,
+            end_ns=end_ns,
+            logprob=surprise[:, 0],
+            entropy=surprise[:, 1],
         )
 
-    def _add_spans(
-        self,
-        passes: Sequence[Pass],
-        notes: LayerNotes | None,
-        between: Sequence[tuple[int, int, int]],
-    ) -> None:
+    def _add_spans(self, batch: Batch, between: Sequence[tuple[int, int, int]]) -> None:
         """They follow one another, so each begins where the one before it ends."""
-        marks = [_marks(passes), np.array(between, np.int64).reshape(-1, 3)]
-        if notes is not None:
-            marks.append(_marks_by_token(notes))
+        marks = [batch.marks, np.array(between, np.int64).reshape(-1, 3)]
+        if batch.layers is not None:
+            marks.append(_marks_by_token(batch.layers))
         whole = np.concatenate(marks)
         if not len(whole):
             return
         whole = whole[np.argsort(whole[:, 2], kind="stable")]
-        position, codes, end = _with_waits(whole, passes).T
+        position, codes, end = _with_waits(whole, batch).T
         start = np.concatenate([[self.since_ns], end[:-1]])
         self.recorder.tables["spans"].extend(
             len(end),
@@ -100,16 +92,8 @@ class Rows:
         self.since_ns = int(end[-1])
 
 
-def _marks(passes: Sequence[Pass]) -> np.ndarray:
-    """Position, code and end in ns, int64 [n, 3], of what listeners noted."""
-    pairs = np.array([number for one in passes for number in one.marks], np.int64).reshape(-1, 2)
-    counts = np.array([len(one.marks) // 2 for one in passes], int)
-    position = np.repeat(np.array([one.position for one in passes], np.int64), counts)
-    return np.column_stack([position, pairs])
-
-
 def _marks_by_token(notes: LayerNotes) -> np.ndarray:
-    """The same of what tokens noted, layer by layer."""
+    """Position, code and end in ns of what tokens noted, layer by layer."""
     ends = np.column_stack([notes.routed_ns, notes.fetched_ns, notes.done_ns])
     marks = np.empty((*ends.shape, 3), np.int64)
     marks[..., 0] = notes.position[:, None]
@@ -122,7 +106,7 @@ def _marks_by_token(notes: LayerNotes) -> np.ndarray:
     return np.concatenate([marks[ends > 0], asking])
 
 
-def _with_waits(marks: np.ndarray, passes: Sequence[Pass]) -> np.ndarray:
+def _with_waits(marks: np.ndarray, batch: Batch) -> np.ndarray:
     """The same marks, with spans cut where reads were waited for.
 
     A layer's experts are computed as they come, so most waiting is done inside that span. All of a
@@ -136,10 +120,9 @@ def _with_waits(marks: np.ndarray, passes: Sequence[Pass]) -> np.ndarray:
             landing.waited_ns,
             number or landing.holds_some,
         )
-        for one in passes
-        for layer, fetched in one.fetches()
+        for one, layer, fetched in batch.fetches()
         for number, landing in enumerate(fetched.landings)
-        if 0 < landing.wait_start_ns < one.last_ns
+        if 0 < landing.wait_start_ns < batch.last_ns[one]
     ]
     if not found:
         return marks

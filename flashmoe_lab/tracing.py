@@ -8,6 +8,7 @@ stage, so that each stage's time is exact and the whole is slower. Rows are made
 over, or when what is held for them becomes much; that work is a span of its own, "record".
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from timeit import timeit
@@ -24,6 +25,8 @@ from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.state import AttentionState, SequenceState
 from flashmoe_lab.token_memory import TokenMemory
 from flashmoe_lab.trace import Recorder, Trace
+from flashmoe_lab.trace.schema import PHASES
+from flashmoe_lab.trace_batch import Batch
 from flashmoe_lab.trace_notes import (
     RECORD,
     SAMPLE,
@@ -32,8 +35,6 @@ from flashmoe_lab.trace_notes import (
     Cached,
     Listener,
     Notes,
-    Pass,
-    TokenNotes,
     clock,
     code,
 )
@@ -42,7 +43,6 @@ from flashmoe_lab.trace_sources import asker, resident
 from flashmoe_lab.watch import Watch, finish
 
 _HELD_NBYTES = 4 << 20  # of what rows are still to be made of: more would hold up one token long
-_LAYER_NBYTES = 3000  # that Python's objects take beside the arrays, by layer and pass
 _OUTSIDE = ("embed", "norm", "lm_head")
 _PARTS = ("input_norm", "mixer", "post_norm", "shared_expert", "experts")
 
@@ -73,15 +73,13 @@ class Tracer(Watch):
         self.every_stage = self._exact = recorder.facts["mode"] == "stages"
         self._notes = Notes()
         self._head_waited = self._notes.mark(code(-1, "lm_head", "wait"))
-        self._passes: list[Pass] = []
         self._rows = Rows(recorder, text)
         self._between: list[tuple[int, int, int]] = []  # position, code and end
-        self._pass: Pass | None = None
-        self._memory: TokenMemory | None = None
+        self._pass: tuple[int, int, Sequence[int], int] | None = None  # as Notes.close takes it
         self._askers: list[Asker] = []
         self._state: SequenceState | None = None
-        self._picked: tuple[int, tuple[float, float]] | None = None
-        self._held = self._length = 0
+        self._surprise: tuple[float, float] | None = None  # of the token that was chosen last
+        self._picked = self._length = 0
         self._normed: mx.array | None = None
         self._intercepted: dict[str, None] = {}
 
@@ -221,73 +219,54 @@ class Tracer(Watch):
 
     def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
         """Close the sampler's span and open a pass."""
-        now, picked, self._picked = clock(), self._picked, None
-        position, self._state = state.length, state
+        now, position, self._state = clock(), state.length, state
         self._length = position + len(tokens)
         intercepted = self.model.intercepted
         if intercepted:
             self._intercepted |= dict.fromkeys(intercepted)
         self._notes.plain = len(tokens) == 1 and not intercepted
-        self._between.append((position, SETUP if picked is None else SAMPLE, now))
-        self._pass = Pass(phase, tokens, position, now)
-        if picked is not None:
-            self._pass.surprise = picked[1]
+        self._between.append((position, SETUP if self._surprise is None else SAMPLE, now))
+        self._pass = PHASES.index(phase), position, tokens, now
 
     def token_begins(self, memory: TokenMemory) -> None:
         """Have it noted what the token does."""
-        memory.note(self._ask)
-        self._memory = memory
+        self._notes.take(memory, self._ask)
 
     def _ask(self, layer: int, experts: Sequence[int]) -> Cached:
         return self._askers[layer].ask(experts)
 
     def pass_ends(self) -> None:
         """Keep the pass; make rows of all once they are many."""
-        done = self._pass
-        assert done is not None
         self._head_waited(None)
-        self._take_notes(done)
-        done.end_ns = done.marks[-1]
-        self._passes.append(done)
-        self._pass = None
-        self._held += self._pass_nbytes(done)
-        if self._held > _HELD_NBYTES:
+        self._close(self._notes.marks[-1])
+        if self._notes.nbytes > _HELD_NBYTES:
             self._flush()
 
-    def _take_notes(self, done: Pass) -> None:
-        done.marks, done.routings, done.chosen = self._notes.taken()
-        if self._memory is not None:
-            done.token, self._memory = TokenNotes.of(self._memory), None
-
-    def _pass_nbytes(self, done: Pass) -> int:
-        """About what a pass holds until its rows are made."""
-        if done.token is not None:
-            objects = len(done.routings) + len(done.token.reads)
-            return len(done.token.routing) + 40 * len(done.token.notes) + _LAYER_NBYTES * objects
-        config, tokens = self.model.config, len(done.tokens)
-        numbers = tokens * (config.num_experts + 2 * config.num_experts_per_tok)
-        return config.num_hidden_layers * (_LAYER_NBYTES + 4 * numbers)
+    def _close(self, end_ns: int) -> None:
+        assert self._pass is not None
+        surprise, self._surprise = self._surprise or (math.nan, math.nan), None
+        self._notes.close(*self._pass, end_ns, surprise)
+        self._pass = None
 
     def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
         """Note how surprising it is; the numbers are still at hand."""
         now = clock()
         finite = np.maximum(logprobs, -100)  # minus infinity where a token cannot be: worth nothing
-        self._picked = token, (float(logprobs[token]), -float(np.exp(finite) @ finite))
+        self._surprise = float(logprobs[token]), -float(np.exp(finite) @ finite)
+        self._picked = token
         self._between += ((self._length, SAMPLE, now), (self._length, RECORD, clock()))
 
     def run_ends(self, finish_reason: str, error: str = "") -> None:
         """Make the last rows, and the trace."""
         if self._pass is not None:  # an error or a stop in its midst
-            self._take_notes(self._pass)
-            self._pass.routings = []  # perhaps never computed
-            self._passes.append(self._pass)
-        elif self._picked is not None:  # a last token never goes through the model
-            token, surprise = self._picked
+            self._close(0)
+        elif self._surprise is not None:  # a last token never goes through the model
             self._between.append((self._length, SAMPLE, clock()))
-            self._passes.append(Pass("decode", [token], self._length, 0, surprise))
+            self._pass = PHASES.index("decode"), self._length, [self._picked], 0
+            self._close(0)
         note_ns = _note_ns()
         self._flush()
-        self._rows.add([], self._between)
+        self._flush()  # what that took
         self.trace = self.recorder.finish(
             finish_reason=finish_reason,
             error=error,
@@ -298,9 +277,9 @@ class Tracer(Watch):
         )
 
     def _flush(self) -> None:
-        passes, between = self._passes, self._between
-        self._passes, self._between, self._held = [], [], 0
-        self._rows.add(passes, between)
+        between, self._between = self._between, []
+        self._rows.add(Batch.of(self._notes), between)
+        self._notes.clear()
         self._between.append((self._length, RECORD, clock()))
 
 

@@ -1,0 +1,120 @@
+"""Batch: what a tracer kept of some passes through the model, as columns for rows to be made of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from flashmoe_lab.stages.expert_fetch import Fetched
+from flashmoe_lab.stages.router import Routing
+from flashmoe_lab.token_memory import routing_parts
+from flashmoe_lab.trace_notes import LAYER_NUMBERS, PASS_NUMBERS, Cached, Chosen, Notes
+
+
+class LayerNotes(NamedTuple):
+    """What single tokens noted of their layers, one row a layer that one has gone through.
+
+    Attributes:
+        number: of the pass in its batch.
+        position: of the token.
+        layer: of the model.
+        routed_ns, asked_ns, fetched_ns, done_ns: 0 where an error came before.
+        logits, experts, weights: [n, E], [n, K], [n, K]; a run has one K.
+    """
+
+    number: np.ndarray
+    position: np.ndarray
+    layer: np.ndarray
+    routed_ns: np.ndarray
+    asked_ns: np.ndarray
+    fetched_ns: np.ndarray
+    done_ns: np.ndarray
+    logits: np.ndarray
+    experts: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some passes one after another.
+
+    Attributes:
+        phase, position, tokens, start_ns, end_ns: one a pass: code of its phase, first position,
+            number of tokens; `end_ns` is 0 where it came to no end.
+        last_ns: the end of its last span.
+        surprise: float32 [passes, 2], as in `Notes`.
+        ids: of all tokens.
+        marks: position, code and end in ns, int64 [n, 3], of what listeners noted.
+        layers: what tokens noted that nobody listened to; None if there were none.
+        routings, chosen, reads: as in `Notes`, each with the number of its pass.
+    """
+
+    phase: np.ndarray
+    position: np.ndarray
+    tokens: np.ndarray
+    start_ns: np.ndarray
+    end_ns: np.ndarray
+    last_ns: np.ndarray
+    surprise: np.ndarray
+    ids: list[int]
+    marks: np.ndarray
+    layers: LayerNotes | None
+    routings: list[tuple[int, tuple[int, Routing]]]
+    chosen: list[tuple[int, Chosen]]
+    reads: list[tuple[int, tuple[int, Fetched, Cached]]]
+
+    @classmethod
+    def of(cls, notes: Notes) -> "Batch":
+        """All that is in the notes."""
+        columns = np.array(notes.passes, np.int64).reshape(-1, PASS_NUMBERS).T
+        phase, position, tokens, start_ns, end_ns, by_token, *ends = columns
+        mark_of, layer_of, routing_of, chosen_of, read_of = map(_numbers, ends)
+        marks = np.array(notes.marks, np.int64).reshape(-1, 2)
+        layers = _layers(notes, by_token, layer_of, position)
+        last_ns = end_ns.copy()
+        if len(last_ns) and not last_ns[-1]:  # an error or a stop in its midst
+            moments = [marks[mark_of == len(last_ns) - 1, 1]]
+            if layers is not None:
+                moments.append(layers.done_ns[layers.number == len(last_ns) - 1])
+            last_ns[-1] = np.concatenate(moments).max(initial=0)
+        return cls(
+            phase=phase,
+            position=position,
+            tokens=tokens,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            last_ns=last_ns,
+            surprise=np.array(notes.surprise, np.float32).reshape(-1, 2),
+            ids=notes.ids.copy(),
+            marks=np.column_stack([position[mark_of], marks]),
+            layers=layers,
+            routings=list(zip(routing_of.tolist(), notes.routings, strict=True)),
+            chosen=list(zip(chosen_of.tolist(), notes.chosen, strict=True)),
+            reads=list(zip(read_of.tolist(), notes.reads, strict=True)),
+        )
+
+    def fetches(self) -> Iterator[tuple[int, int, Fetched]]:
+        """Number of the pass, layer, and what it fetched; of those that nobody listened to, only
+        where something was read."""
+        yield from ((number, chosen.layer, chosen.fetched) for number, chosen in self.chosen)
+        yield from ((number, layer, fetched) for number, (layer, fetched, _) in self.reads)
+
+
+def _numbers(ends: np.ndarray) -> np.ndarray:
+    """Which pass each of some things belongs to, of how many there were at each one's end."""
+    return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+
+
+def _layers(
+    notes: Notes, by_token: np.ndarray, layer_of: np.ndarray, position: np.ndarray
+) -> LayerNotes | None:
+    if not notes.layers:
+        return None
+    whole = notes.layers + [0] * (-len(notes.layers) % LAYER_NUMBERS)
+    layer, *moments = np.array(whole, np.int64).reshape(-1, LAYER_NUMBERS).T
+    number = layer_of[::LAYER_NUMBERS]
+    routing = np.frombuffer(notes.routing, np.float32).reshape(by_token.sum(), -1)
+    row = (np.cumsum(by_token) - 1)[number]
+    parts = (part[row, layer] for part in routing_parts(routing, *notes.sizes))
+    return LayerNotes(number, position[number], layer, *moments, *parts)
