@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class StopText:
-    """Lets text through up to the first stop sequence, which is left out.
+    """Lets text through up to the stop sequence that is complete first, which is left out.
 
     Attributes:
         found: whether one has come; nothing is let through any more.
@@ -20,10 +20,10 @@ class StopText:
     def feed(self, piece: str) -> str:
         """What has become certain to be before any stop sequence."""
         text, self._held = "" if self.found else self._held + piece, ""
-        places = [text.find(sequence) for sequence in self._sequences if sequence in text]
-        if places:
+        found = [(text.find(each) + len(each), text.find(each)) for each in self._sequences]
+        if complete := [(end, start) for end, start in found if start >= 0]:
             self.found = True
-            return text[: min(places)]
+            return text[: min(complete)[1]]
         end = len(text) - max((_begun(text, each) for each in self._sequences), default=0)
         self._held = text[end:]
         return text[:end]

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from flashmoe_lab.chat.stops import StopText
 from flashmoe_lab.generation import GenerationResponse
 from flashmoe_lab.run import Run
 from flashmoe_lab.server.answers import PromptDetails, Reason, TokenLogprob, TopLogprob, Usage
 from flashmoe_lab.server.errors import ApiError
-from flashmoe_lab.server.stops import StopText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

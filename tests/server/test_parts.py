@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashmoe_lab.chat.stops import StopText
 from flashmoe_lab.server.app import is_loopback
 from flashmoe_lab.server.errors import ApiError
 from flashmoe_lab.server.queue import Queue
-from flashmoe_lab.server.stops import StopText
 
 TEXT = st.text("abc", max_size=20)
 
