@@ -22,7 +22,7 @@ class ProgressLine:
     ) -> None:
         self.what, self.total_nbytes, self.quiet = what, total_nbytes, quiet
         self.done_nbytes = 0
-        self._stream = stream or sys.stderr
+        self._stream = stream or _default_stream()
         self._tty = self._stream.isatty()
         self._start = self._drawn = time.monotonic()
         self._shown = False
@@ -61,6 +61,12 @@ class ProgressLine:
         clear = "\r\x1b[K" if self._tty else ""
         self._stream.write(clear + self.text() + ("" if end == "\r" else "\n"))
         self._stream.flush()
+
+
+def _default_stream() -> TextIO:
+    """Standard error; in a notebook, where that looks like an alarm, standard output."""
+    in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    return sys.stdout if in_notebook else sys.stderr
 
 
 def _clock(seconds: float) -> str:

@@ -48,16 +48,24 @@ def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None
     title = f"Reads while token {token} {word} went through the model{where}"
     figure, axes = canvas(title, conditions(trace), height=4.4)
     ax = axes[0, 0]
+    threads = _threads_at_work(trace)
+    places = {thread: place for place, thread in enumerate(threads)}
     _bars(ax, spans, LANE, data)
-    _bars(ax, reads, SOURCE, data)
-    threads = reading_threads(trace)
-    ax.set_yticks([-1, *threads], ["the run", *threads.values()])
+    _bars(ax, reads.assign(row=reads.row.map(places)), SOURCE, data)
+    ax.set_yticks([-1, *places.values()], ["the run", *threads.values()])
     ax.set_ylim(len(threads) - 0.4, -1.6 - 0.5 * _name_layers(ax, spans))
     ax.set_xlabel("ms since the pass began")
     ax.set_xlim(data.start_ms.min(), data.end_ms.max())
     grid(ax, "x")
     legend(ax, 3, _entries(reads, spans))
     return Plot(figure=figure, data=data, title=title)
+
+
+def _threads_at_work(trace: Trace) -> dict[int, str]:
+    """Reading threads by their rows; where the run itself read all, the idle ones are left out."""
+    threads, worked = reading_threads(trace), set(trace.reads.thread.unique())
+    idle = not worked - {trace.facts["threads"], -1}
+    return {n: name for n, name in threads.items() if n in worked} if idle else threads
 
 
 def _timeline(trace: Trace, token: int, layer: int | None) -> pd.DataFrame:

@@ -148,7 +148,13 @@ def layer_ticks(axis: Axis, count: int) -> None:
 def plain_log(axis: Axis, dense: bool = False) -> None:
     """A logarithmic axis with numbers as people write them: 1, 2, 5, 10, 20; more where `dense`."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8) if dense else (1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
+
+    def words(value: float, place: object) -> str:
+        low, high = axis.get_view_interval()
+        crowded = high > 2000 * max(low, 1e-12) and not np.log10(value).is_integer()
+        return "" if crowded else f"{value:,g}"
+
+    axis.set_major_formatter(FuncFormatter(words))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -82,3 +82,14 @@ def test_colours_are_told_apart_without_red_and_green():
         seen = [see @ (np.array(to_rgb(colour)) ** 2.2) for colour in colours.values()]
         gaps = [np.linalg.norm(a - b) for n, a in enumerate(seen) for b in seen[:n]]
         assert min(gaps) > 0.04, gaps
+
+
+def test_a_timeline_has_no_rows_of_readers_that_never_read():
+    trace = made_trace()
+    names = [t.get_text() for t in plots.io_timeline(trace).figure.axes[0].get_yticklabels()]
+    assert names == ["the run", "reader 0", "reader 1"]
+    trace.reads.loc[trace.reads.thread >= 0, "thread"] = 2  # the run's own, of two readers
+    axes = plots.io_timeline(trace).figure.axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["the run", "run itself"]
+    rows = {bar.get_y() + bar.get_height() / 2 for bar in axes.patches}
+    assert {round(row) for row in rows} == {-1, 0}
