@@ -64,8 +64,8 @@ class Constraint(Protocol):
         """bool [ids]: which may come next, at least one; ids beyond the array may not."""
         ...
 
-    def take(self, token: int) -> None:
-        """This one came."""
+    def take(self, token: int) -> bool:
+        """This one comes; or, if False, it may not after all, and `allowed` says what may."""
         ...
 
 
@@ -101,9 +101,10 @@ class Sampler:
         logits[self.vocabulary :] = -np.inf
         peak = logits.max()
         logprobs = logits - (peak + np.log(np.exp(logits - peak).sum(dtype=np.float64)))
-        token = self._choose(self._penalised(self._permitted(logits), recent))
-        if self.constraint is not None:
-            self.constraint.take(token)
+        logits = self._penalised(logits, recent)
+        token = self._choose(self._permitted(logits))
+        while self.constraint is not None and not self.constraint.take(token):
+            token = self._choose(self._permitted(logits))
         return token, logprobs.astype(np.float32)
 
     def _permitted(self, logits: np.ndarray) -> np.ndarray:

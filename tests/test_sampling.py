@@ -191,6 +191,7 @@ class Only:
 
     def take(self, token):
         self.taken.append(token)
+        return True
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "min_p": 0.1, "seed": 0}])
@@ -203,6 +204,19 @@ def test_constraint_forbids_and_is_told(settings):
     tokens = [sampler(logits, [0, 2])[0] for _ in range(60)]
     assert set(tokens) == ({1, 3} if settings else {3})
     assert constraint.taken == tokens
+
+
+def test_constraint_refuses_what_was_drawn():
+    """Then another is drawn among those that are left."""
+
+    class Refusing(Only):
+        def take(self, token):
+            self.ids = tuple(id for id in self.ids if id != token)
+            return super().take(token) and len(self.ids) < 2
+
+    constraint = Refusing(0, 1, 2)
+    assert Sampler(Sampling(), 5, constraint)(LOGITS, [])[0] == 1
+    assert constraint.taken == [0, 1]
 
 
 def test_logprobs_are_those_without_the_constraint():

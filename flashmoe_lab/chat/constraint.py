@@ -2,8 +2,8 @@
 
 A grammar says which tokens may come next, and the sampler draws among those (sampling.Constraint).
 llguidance does the work; what it cannot do is an error when the constraint is made, never a weaker
-constraint. The form is sure only for a text that ended by itself: one that was cut off at
-max_tokens is cut off within the form.
+constraint. A text that may not be long enough for what the model would write is brought to its end
+in time, so that it has the form in any case.
 """
 
 import threading
@@ -15,10 +15,11 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from flashmoe_lab.chat.call_grammar import call_grammar, quoted
-from flashmoe_lab.sampling import Constraint
+from flashmoe_lab.chat.closing import Closer, allowed_tokens
 
-# White space between the parts of JSON is bounded: a weak model would go on with it for ever.
-_WHITE_SPACE = r"[ \n]{0,24}"
+# JSON has one form only, the usual one: given white space to choose, weak models never end it.
+_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_FAR = 64  # tokens from the end; that far from it, and from the way there, nobody looks for a way
 _LONGEST_REASON = 300
 
 
@@ -32,60 +33,72 @@ class Grammars:
 
     def __init__(self, path: str | Path, stop_ids: Collection[int]) -> None:
         self._path, self._stop_ids = str(Path(path) / "tokenizer.json"), sorted(stop_ids)
-        self._made: LLTokenizer | None = None
+        self._opened: LLTokenizer | None = None
         self._lock = threading.Lock()
 
-    def json(self, schema: Mapping[str, Any]) -> "GrammarConstraint":
+    def json(self, schema: Mapping[str, Any], max_tokens: int) -> "InTime":
         """JSON that is valid under a schema.
+
+        Args:
+            max_tokens: within which it has to be complete.
 
         Raises:
             ValueError: the schema has something that is not supported, or cannot be satisfied.
         """
-        options: Any = {"whitespace_pattern": _WHITE_SPACE}
         try:
-            grammar = LLMatcher.grammar_from_json_schema(dict(schema), overrides=options)
+            grammar = LLMatcher.grammar_from_json_schema(dict(schema), overrides=_JSON)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the JSON schema cannot be used: {error}") from None
-        return GrammarConstraint(self._tokenizer(), grammar, "the JSON schema")
+        return self._made(grammar, "the JSON schema", max_tokens)
 
-    def calls(self, tools: Sequence[Mapping[str, Any]], several: bool = True) -> Constraint:
+    def calls(
+        self, tools: Sequence[Mapping[str, Any]], max_tokens: int, several: bool = True
+    ) -> "InTime":
         """A call of one of the tools in the family's format, or several, and no other text.
 
         Args:
             tools: function schemas, as the template takes them.
+            max_tokens: within which they have to be complete.
 
         Raises:
             ValueError: a name or schema that cannot be written in that format.
         """
         grammar = LLMatcher.grammar_from_lark(call_grammar(tools, self._tag, several))
-        return GrammarConstraint(self._tokenizer(), grammar, "the tools' schemas")
+        return self._made(grammar, "the tools' schemas", max_tokens)
 
-    def after(self, tag: str, constraint: Constraint) -> Constraint:
+    def after(self, tag: str, constraint: "InTime") -> "After":
         """The constraint, from the token `tag` on, such as </think>; before it, all is free.
 
         Raises:
             ValueError: it is no single token here.
         """
-        tokens = self._tokenizer().tokenize_str(tag, parse_special=True)
+        tokens = self._tokenizer.tokenize_str(tag, parse_special=True)
         if len(tokens) != 1:
             raise ValueError(f"{tag} is not one token of this model, so nothing can begin after it")
-        return _After(tokens[0], constraint, self._tokenizer().vocab_size)
+        free = np.ones(self._tokenizer.vocab_size, bool)
+        free[self._stop_ids] = False
+        return After(tokens[0], constraint, free)
 
     def token_bytes(self, token: int) -> bytes:
         """What a token writes; a character may spread over several."""
-        tokenizer = self._tokenizer()
+        tokenizer = self._tokenizer
         return tokenizer.decode_bytes([token]) if token < tokenizer.vocab_size else b""
 
+    def _made(self, grammar: str, what: str, max_tokens: int) -> "InTime":
+        closer = Closer(self._tokenizer, self._stop_ids)
+        return InTime(GrammarConstraint(self._tokenizer, grammar, what), closer, max_tokens)
+
+    @property
     def _tokenizer(self) -> LLTokenizer:
         with self._lock:
-            if self._made is None:
-                self._made = LLTokenizer(self._path, eos_token=self._stop_ids)
-            return self._made
+            if self._opened is None:
+                self._opened = LLTokenizer(self._path, eos_token=self._stop_ids)
+            return self._opened
 
     def _tag(self, tag: str) -> str:
         """A tag of the format in a grammar: a token of its own where it is a special one."""
-        tokens = self._tokenizer().tokenize_str(tag, parse_special=True)
-        special = len(tokens) == 1 and self._tokenizer().is_special_token(tokens[0])
+        tokens = self._tokenizer.tokenize_str(tag, parse_special=True)
+        special = len(tokens) == 1 and self._tokenizer.is_special_token(tokens[0])
         return tag if special else quoted(tag)
 
 
@@ -98,14 +111,9 @@ class GrammarConstraint:
 
     def __init__(self, tokenizer: LLTokenizer, grammar: str, what: str) -> None:
         limits = LLParserLimits(verbose_errors=False)
-        self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        self.matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         self._what = what
         self._check("cannot be used")
-
-    @property
-    def complete(self) -> bool:
-        """Whether the text may end here."""
-        return self._matcher.is_accepting()
 
     def allowed(self) -> np.ndarray:
         """bool [ids]: what may come next; the stop ids where the form is complete.
@@ -113,33 +121,122 @@ class GrammarConstraint:
         Raises:
             ValueError: the grammar takes too much work.
         """
-        mask = self._matcher.compute_bitmask()
+        allowed = allowed_tokens(self.matcher)
         self._check("took too much work")
-        return np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").astype(bool)
+        return allowed
 
-    def take(self, token: int) -> None:
+    def take(self, token: int) -> bool:
         """Go on in the grammar."""
-        self._matcher.consume_token(token)
+        self.matcher.consume_token(token)
         self._check(f"does not allow token {token}")
+        return True
 
     def _check(self, fault: str) -> None:
-        if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:_LONGEST_REASON]
+        if self.matcher.is_error():
+            reason = " ".join(self.matcher.get_error().split())[:_LONGEST_REASON]
             raise ValueError(f"{self._what} {fault}: {reason}")
 
 
-class _After:
-    """Everything is allowed until a token came; then a constraint is asked."""
+class InTime:
+    """A constraint whose text comes to its end within a number of tokens, if there is a way.
 
-    def __init__(self, token: int, constraint: Constraint, vocabulary: int) -> None:
-        self._token, self._constraint = token, constraint
-        self._all = np.ones(vocabulary, bool)
-        self._begun = False
+    A token after which there would be none is refused, and the way taken in its place.
+
+    Attributes:
+        hurried: whether that happened; the text is then not what the model would have written.
+    """
+
+    def __init__(self, inner: GrammarConstraint, closer: Closer, max_tokens: int) -> None:
+        self._inner, self._closer, self._left = inner, closer, max_tokens
+        self._way = closer.way(inner.matcher, max_tokens)  # from here to the end, if it is known
+        self._length = len(self._way or ())  # of the last one that was known
+        self._hopeless = self._way is None
+        self._closes = False  # the way is all that is left
+        self.hurried = False
+
+    @property
+    def tight(self) -> bool:
+        """Whether there is just room enough for a short text."""
+        return self._left <= 2 * self._length + _FAR
+
+    def spend(self) -> None:
+        """A token came that does not belong to the text."""
+        self._left -= 1
 
     def allowed(self) -> np.ndarray:
-        return self._constraint.allowed() if self._begun else self._all
+        """bool [ids]: what may come next."""
+        allowed = self._inner.allowed()
+        if not self._closes or self._way is None:
+            return allowed
+        return _only(self._way[:1] or self._closer.stop_ids, len(allowed))
 
-    def take(self, token: int) -> None:
+    def take(self, token: int) -> bool:
+        """Go on, unless the end could then not be reached in time."""
+        if not self._hopeless and not self._may_come(token):
+            self._closes = self.hurried = True
+            return False
+        self._closes = False
+        self._left -= 1
+        return self._inner.take(token)
+
+    def _may_come(self, token: int) -> bool:
+        way, left = self._way, self._left
+        if way and token == way[0]:
+            self._way = way[1:]
+            return True
+        self._way = None
+        if token in self._closer.stop_ids or left > 4 * self._length + _FAR:
+            return True
+        after = self._inner.matcher.deep_copy()
+        if after.consume_token(token) and self._know(self._closer.way(after, left - 1)):
+            return True
+        if self._know(self._closer.way(self._inner.matcher, left) if way is None else way):
+            return False
+        self._hopeless = True
+        return True
+
+    def _know(self, way: list[int] | None) -> bool:
+        self._way = way
+        self._length = self._length if way is None else len(way)
+        return way is not None
+
+
+class After:
+    """All but an end is free until a token came; then a constraint is asked. The token has to come
+    while there is room for what follows."""
+
+    def __init__(self, token: int, inner: InTime, free: np.ndarray) -> None:
+        self._token, self._inner, self._free = token, inner, free
+        self._begun = False
+        self._hurried = False
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the model was not let go on."""
+        return self._hurried or self._inner.hurried
+
+    def allowed(self) -> np.ndarray:
+        """bool [ids]: what may come next."""
         if self._begun:
-            self._constraint.take(token)
-        self._begun = self._begun or token == self._token
+            return self._inner.allowed()
+        if self._inner.tight:
+            self._hurried = True
+            return _only([self._token], len(self._free))
+        return self._free
+
+    def take(self, token: int) -> bool:
+        """Go on."""
+        if self._begun:
+            return self._inner.take(token)
+        self._inner.spend()
+        self._begun = token == self._token
+        return True
+
+
+Form = InTime | After
+
+
+def _only(tokens: Sequence[int], count: int) -> np.ndarray:
+    allowed = np.zeros(count, bool)
+    allowed[tokens] = True
+    return allowed

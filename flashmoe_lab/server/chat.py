@@ -5,8 +5,8 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from flashmoe_lab.chat.constraint import Form
 from flashmoe_lab.chat.parser import Event, OutputParser, Text, Thinking, ToolCall
-from flashmoe_lab.sampling import Constraint
 from flashmoe_lab.server import answers
 from flashmoe_lab.server.answers import Reason, TokenLogprob
 from flashmoe_lab.server.errors import ApiError
@@ -45,17 +45,14 @@ class ChatAnswer:
             text = self._service.template.render(
                 messages, self._tools, enable_thinking=asked.thinks
             )
-            self._thinking = text.rstrip().endswith(_THINK)
-            constraint = self._constraint()
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_value", param="messages") from None
-        return self._service.job(
-            asked,
-            self._service.tokenizer.encode(text),
-            asked.max_completion_tokens or asked.max_tokens,
-            constraint,
-            (asked.top_logprobs or 0) if asked.logprobs else None,
-        )
+        self._thinking = text.rstrip().endswith(_THINK)
+        ids = self._service.tokenizer.encode(text)
+        limit = asked.max_completion_tokens or asked.max_tokens
+        limit = self._service.max_tokens(len(ids), limit)
+        top_logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        return self._service.job(asked, ids, limit, self._form(limit), top_logprobs)
 
     async def chunks(self, job: Job) -> AsyncGenerator[answers.ChatChunk, None]:
         """The answer in pieces."""
@@ -100,15 +97,22 @@ class ChatAnswer:
             **self._head, choices=[choice], usage=job.usage, warnings=self._warnings or None
         )
 
-    def _constraint(self) -> Constraint | None:
+    def _form(self, max_tokens: int) -> Form | None:
         asked, grammars = self._asked, self._service.grammars
-        made: Constraint | None = None
-        if asked.forced:
-            tools = [tool.for_template() for tool in asked.forced]
-            made = grammars.calls(tools, several=asked.parallel_tool_calls is not False)
-        elif (schema := schema_of(asked.response_format)) is not None:
-            made = grammars.json(schema)
-        return grammars.after(_THOUGHT, made) if made and self._thinking else made
+        schema = schema_of(asked.response_format)
+        if not asked.forced and schema is None:
+            return None
+        try:
+            if asked.forced:
+                tools = [tool.for_template() for tool in asked.forced]
+                several = asked.parallel_tool_calls is not False
+                form = grammars.calls(tools, max_tokens, several)
+            else:
+                form = grammars.json(schema or {}, max_tokens)
+            return grammars.after(_THOUGHT, form) if self._thinking else form
+        except ValueError as error:
+            param = "tools" if asked.forced else "response_format"
+            raise ApiError(400, str(error), "invalid_value", param=param) from None
 
     async def _steps(
         self, job: Job

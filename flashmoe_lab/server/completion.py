@@ -34,12 +34,13 @@ class CompletionAnswer:
         asked, service = self._asked, self._service
         prompt = asked.prompt
         ids = service.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        limit = service.max_tokens(len(ids), asked.max_tokens)
         schema = schema_of(asked.response_format)
         try:
-            constraint = None if schema is None else service.grammars.json(schema)
+            form = None if schema is None else service.grammars.json(schema, limit)
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_value", param="response_format") from None
-        return service.job(asked, ids, asked.max_tokens, constraint, asked.logprobs)
+        return service.job(asked, ids, limit, form, asked.logprobs)
 
     async def chunks(self, job: Job) -> AsyncGenerator[answers.Completion, None]:
         """The answer in pieces."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from flashmoe_lab.chat.constraint import Form
 from flashmoe_lab.chat.stops import StopText
 from flashmoe_lab.generation import GenerationResponse
 from flashmoe_lab.run import Run
@@ -25,6 +26,7 @@ class Work:
 
     Attributes:
         prompt: token ids.
+        form: what the answer must look like.
         options: further arguments of `stream_generate`.
         stops: text that ends the answer.
         top_logprobs: how many probable tokens are named beside each; None: no probabilities.
@@ -33,6 +35,7 @@ class Work:
 
     prompt: Sequence[int]
     max_tokens: int
+    form: Form | None = None
     options: dict[str, Any] = field(default_factory=dict)
     stops: Sequence[str] = ()
     top_logprobs: int | None = None
@@ -110,7 +113,8 @@ class Job:
     def _reason(self) -> Reason:
         if self.run.finish_reason == "cancelled" and not self._late:
             raise ApiError(503, "the server is shutting down", "shutting_down")
-        return "stop" if self.run.finish_reason == "stop" else "length"
+        hurried = self._work.form is not None and self._work.form.hurried
+        return "stop" if self.run.finish_reason == "stop" and not hurried else "length"
 
     def _logprob(self, response: GenerationResponse) -> TokenLogprob | None:
         count = self._work.top_logprobs

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashmoe_lab.chat.constraint import Grammars
+from flashmoe_lab.chat.constraint import Form, Grammars
 from flashmoe_lab.chat.prefix_cache import PrefixCache
 from flashmoe_lab.chat.template import ChatTemplate
 from flashmoe_lab.config import read_json
 from flashmoe_lab.engine import Engine
-from flashmoe_lab.sampling import Constraint
 from flashmoe_lab.server.answers import ModelCard
 from flashmoe_lab.server.errors import ApiError
 from flashmoe_lab.server.job import Job, Work
@@ -122,8 +121,8 @@ class Service:
         self,
         asked: Asked,
         prompt: Sequence[int],
-        max_tokens: int | None,
-        constraint: Constraint | None,
+        max_tokens: int,
+        form: Form | None,
         top_logprobs: int | None,
     ) -> Job:
         """The generation that answers a request; it starts when its pieces are taken.
@@ -133,14 +132,17 @@ class Service:
         """
         work = Work(
             prompt=prompt,
-            max_tokens=self._max_tokens(len(prompt), max_tokens),
-            options=self._options(asked, constraint),
+            max_tokens=max_tokens,
+            form=form,
+            options=self._options(asked),
             stops=asked.stops,
             top_logprobs=top_logprobs,
             seconds=self.settings.request_seconds,
         )
         try:
-            run = self.engine.stream_generate(work.prompt, work.max_tokens, **work.options)
+            run = self.engine.stream_generate(
+                work.prompt, work.max_tokens, constraint=form, **work.options
+            )
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_value") from None
         return Job(run, work, self.grammars.token_bytes)
@@ -150,17 +152,25 @@ class Service:
         stats, prompt = job.run.stats, job.run.prompt_tokens
         self.metrics.run(stats, prompt, stats.cached_tokens, len(job.run.tokens))
 
-    def _options(self, asked: Asked, constraint: Constraint | None) -> dict[str, Any]:
+    def _options(self, asked: Asked) -> dict[str, Any]:
         return {
             "temperature": 1.0,  # OpenAI's, where neither the model nor the client has one
             **self._sampling,
             **asked.sampling,
             "num_experts_per_tok": asked.num_experts_per_tok,
-            "constraint": constraint,
             "cache": self.cache,
         }
 
-    def _max_tokens(self, prompt: int, asked: int | None) -> int:
+    def max_tokens(self, prompt: int, asked: int | None) -> int:
+        """How long an answer may be.
+
+        Args:
+            prompt: tokens that the prompt has.
+            asked: what the client allows.
+
+        Raises:
+            ApiError: that is too long.
+        """
         context, limit = self.engine.config.max_position_embeddings, self.settings.max_tokens
         room = context - prompt
         if room < (asked or 1):
