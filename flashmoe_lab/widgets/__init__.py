@@ -8,28 +8,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashmoe_lab.widgets.compare import Compare
+    from flashmoe_lab.widgets.compared import run_settings, side_by_side
     from flashmoe_lab.widgets.played import Played, play
     from flashmoe_lab.widgets.playground import Playground
+    from flashmoe_lab.widgets.routed_text import RoutedText, explore_router
+    from flashmoe_lab.widgets.router_explorer import RouterExplorer
     from flashmoe_lab.widgets.setting import Setting
+    from flashmoe_lab.widgets.stepper import Stepper, step_token
     from flashmoe_lab.widgets.timeline import Timeline, show_timeline
 
-_WHERE = {
-    "Played": "played",
-    "Playground": "playground",
-    "Setting": "setting",
-    "Timeline": "timeline",
-    "play": "played",
-    "show_timeline": "timeline",
-}
-
 __all__ = [
+    "Compare",
     "Played",
     "Playground",
+    "RoutedText",
+    "RouterExplorer",
     "Setting",
+    "Stepper",
     "Timeline",
+    "explore_router",
     "play",
+    "run_settings",
     "show_timeline",
+    "side_by_side",
+    "step_token",
 ]
+
+_WHERE = {
+    "Compare": "compare",
+    "Played": "played",
+    "Playground": "playground",
+    "RoutedText": "routed_text",
+    "RouterExplorer": "router_explorer",
+    "Setting": "setting",
+    "Stepper": "stepper",
+    "Timeline": "timeline",
+    "explore_router": "routed_text",
+    "play": "played",
+    "run_settings": "compared",
+    "show_timeline": "timeline",
+    "side_by_side": "compared",
+    "step_token": "stepper",
+}
 
 
 def __getattr__(name: str) -> Any:

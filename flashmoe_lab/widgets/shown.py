@@ -4,40 +4,39 @@ Widgets are gone when a notebook is opened without its kernel; plain outputs are
 controls are widgets, and what they gave is shown here.
 """
 
+import threading
 from typing import Any
 
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import DisplayHandle, display
-
-
-class Nothing:
-    """What stands there before the first result."""
-
-    def _repr_html_(self) -> str:
-        return ""
-
-    def __repr__(self) -> str:
-        return ""
 
 
 class Shown:
     """One place in a notebook's outputs.
 
     Attributes:
-        content: what is shown there now.
+        content: what is shown there now; None at first.
     """
 
     def __init__(self) -> None:
-        self.content: Any = Nothing()
+        self.content: Any = None
+        self._bundle = {"text/html": "", "text/plain": ""}
         self._handle = DisplayHandle()
+        self._lock = threading.Lock()
 
     def display(self) -> None:
         """Put it into the output of the cell that is running."""
-        self._handle.display(self.content)
+        with self._lock:
+            self._handle.display(self._bundle, raw=True)
 
     def show(self, content: Any) -> None:
         """Replace what is there; from any thread."""
-        self.content = content
-        self._handle.update(content)
+        # Drawn once, here: a figure must not be drawn by two threads at once.
+        bundle = {"text/html": content._repr_html_(), "text/plain": repr(content)}
+        with self._lock:
+            self.content, self._bundle = content, bundle
+            if InteractiveShell.initialized():  # else it would be printed
+                self._handle.update(bundle, raw=True)
 
 
 def display_with(widget: Any, shown: Shown) -> None:

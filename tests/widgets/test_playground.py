@@ -6,7 +6,8 @@ import time
 import pytest
 
 from flashmoe_lab.trace import Trace
-from flashmoe_lab.widgets import Playground, play
+from flashmoe_lab.widgets import Played, Playground, play
+from flashmoe_lab.widgets import played as played_module
 from flashmoe_lab.widgets.forms import forms_of
 
 
@@ -113,7 +114,8 @@ def test_an_error_is_told_and_the_next_run_is_well(playground, monkeypatch):
     assert len(playground.wait().trace.tokens) == 12 + len("hello <b>you</b>") - 1
 
 
-def test_runs_leave_no_thread_behind(playground):
+def test_runs_leave_no_thread_behind(playground, monkeypatch):
+    monkeypatch.setattr(Played, "_repr_html_", lambda self: "")  # drawing is slow
     labels = list(playground.controls.bits.options)
     playground.start()
     playground.wait()
@@ -129,7 +131,8 @@ def test_runs_leave_no_thread_behind(playground):
     assert set(threading.enumerate()) == threads
 
 
-def test_export(playground, tmp_path):
+def test_export(playground, tmp_path, monkeypatch):
+    monkeypatch.setattr(played_module, "EXPORTED", ("io_timeline",))
     with pytest.raises(ValueError, match="nothing to export yet"):
         playground.export()
     playground.start()
