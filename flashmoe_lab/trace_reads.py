@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,23 +51,20 @@ def add_reads(recorder: Recorder, batch: Batch) -> None:
     came = np.frombuffer(b"".join([table.tobytes() for _, table in tables]), RECORD)
     layers.asked[came_for, came["expert"]] = False
     held_for, held = np.nonzero(layers.asked)
-    rows = np.zeros(len(came) + len(held), RECORD)
-    rows[: len(came)], hits = came, rows[len(came) :]
-    hits["expert"], hits["thread"] = held, -1
-    hits["submit_ns"] = hits["start_ns"] = hits["end_ns"] = layers.routed_ns[held_for]
-    source = np.concatenate([_sources(tables, came), np.full(len(held), _BANK)])
-    row = np.concatenate([came_for, held_for])
-    order = np.argsort(layers.routed_ns[row], kind="stable")
-    row, rows = row[order], rows[order]
-    names = ("expert", "offset", "nbytes", "submit_ns", "start_ns", "end_ns", "thread")
+    routed_ns = layers.routed_ns[held_for]
+    hits = dict.fromkeys(("submit_ns", "start_ns", "end_ns"), routed_ns)
+    hits |= {"expert": held, "offset": 0, "nbytes": 0, "thread": -1, "source": _BANK}
+    hits |= {"token": layers.position[held_for], "layer": layers.layer[held_for]}
+    columns: dict[str, Any] = hits
+    if len(came):
+        reads = {name: came[name] for name in RECORD.names or ()}
+        reads |= {"token": layers.position[came_for], "layer": layers.layer[came_for]}
+        reads["source"] = _sources(tables, came)
+        order = np.argsort(np.concatenate([layers.routed_ns[came_for], routed_ns]), kind="stable")
+        whole = {name: np.broadcast_to(values, len(held)) for name, values in hits.items()}
+        columns = {name: np.concatenate([reads[name], whole[name]])[order] for name in whole}
     recorder.tables["reads"].extend(
-        len(rows),
-        token=layers.position[row],
-        layer=layers.layer[row],
-        **{name: rows[name] for name in names},
-        source=source[order],
-        wanted=WANTED.index("demand"),
-        used=True,
+        len(came) + len(held), **columns, wanted=WANTED.index("demand"), used=True
     )
 
 

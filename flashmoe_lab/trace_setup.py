@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +81,17 @@ def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
     }
 
 
+@cache
+def _mlx() -> str:
+    return version("mlx")
+
+
 def _machine() -> dict[str, Any]:
     return {
         "machine": f"{platform.machine()} {platform.system()}",
         "cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "device": str(mx.default_device()),
         "flashmoe_lab": __version__,
-        "mlx": version("mlx"),
+        "mlx": _mlx(),
         "python": platform.python_version(),
     }

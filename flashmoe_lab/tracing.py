@@ -251,8 +251,7 @@ class Tracer(Watch):
     def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
         """Note how surprising it is; the numbers are still at hand."""
         now = clock()
-        finite = np.maximum(logprobs, -100)  # minus infinity where a token cannot be: worth nothing
-        self._surprise = float(logprobs[token]), -float(np.exp(finite) @ finite)
+        self._surprise = float(logprobs[token]), _entropy(logprobs)
         self._picked = token
         self._between += ((self._length, SAMPLE, now), (self._length, RECORD, clock()))
 
@@ -281,6 +280,12 @@ class Tracer(Watch):
         self._rows.add(Batch.of(self._notes), between)
         self._notes.clear()
         self._between.append((self._length, RECORD, clock()))
+
+
+def _entropy(logprobs: np.ndarray) -> float:
+    """In nats; tokens that cannot be have minus infinity, and nothing times that is nothing."""
+    finite = logprobs if logprobs.min() > -100 else np.maximum(logprobs, -100)
+    return -float(np.exp(finite) @ finite)
 
 
 def _note_ns() -> float:

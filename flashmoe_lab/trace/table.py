@@ -96,4 +96,4 @@ def frame(name: str, arrays: Mapping[str, Any]) -> pd.DataFrame:
             columns[column] = pd.Categorical.from_codes(codes, categories=list(categories))  # pyright: ignore
         else:
             columns[column] = np.array(values)
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns, copy=False)
