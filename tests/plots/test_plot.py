@@ -1,5 +1,7 @@
 """A plot shows and saves itself; what it is made of is the same whoever draws."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -91,5 +93,5 @@ def test_a_timeline_has_no_rows_of_readers_that_never_read():
     trace.reads.loc[trace.reads.thread >= 0, "thread"] = 2  # the run's own, of two readers
     axes = plots.io_timeline(trace).figure.axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["the run", "run itself"]
-    rows = {bar.get_y() + bar.get_height() / 2 for bar in axes.patches}
-    assert {round(row) for row in rows} == {-1, 0}
+    bars: list[Any] = list(axes.patches)
+    assert {round(bar.get_y() + bar.get_height() / 2) for bar in bars} == {-1, 0}
