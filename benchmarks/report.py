@@ -23,6 +23,7 @@ TITLES = {
     "peers": "Beside llama.cpp and mlx-lm",
     "context": "Time per token against context",
     "trace": "What recording costs",
+    "python_share": "Share of Python in a decode step",
 }
 EVERYWHERE = ("machine", "system", "python", "versions", "commit")
 

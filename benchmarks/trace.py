@@ -1,9 +1,10 @@
 """What recording costs: decode speed untraced, in `flow` and in `stages` mode, and whether the
 record is true.
 
-The three run in turn on one opened engine, in reversed order every second time. A ratio is the
-median of the repetitions' own ratios to the untraced run of the same repetition. Beside it stand
-the share of the wall time that the spans explain, and whether the tokens are the untraced ones.
+They run in turn on one opened engine, in reversed order every second time. A ratio is the median of
+the repetitions' own ratios to the untraced run of the same repetition: of decode, as a run tells
+it, and of the run's whole wall time, prompt and making of the tables included. Beside it stand the
+share of the wall time that the spans explain, and whether the tokens are the untraced ones.
 With --bytes, a cold run with direct reads is traced once, and the bytes of its reads are held
 against what the kernel says it fetched for this process.
 
@@ -14,6 +15,7 @@ against what the kernel says it fetched for this process.
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,13 +40,16 @@ class Bench:
     def __init__(self, engine: fl.Engine, options: argparse.Namespace) -> None:
         self.engine, self.options = engine, options
         self.runs: dict[str, Run] = {}
+        self.wall: dict[str, list[float]] = {}  # seconds
         self.equal = True
 
     def speed(self, variant: str) -> float:
         """Tokens per second of one run."""
+        start = time.perf_counter()
         run = self.engine.stream_generate(
             self.prompt, self.options.max_tokens, trace=VARIANTS[variant]
         ).wait()
+        self.wall.setdefault(variant, []).append(time.perf_counter() - start)
         first = self.runs.setdefault(variant, run)
         self.equal &= run.tokens == self.runs.setdefault("untraced", first).tokens
         self.runs[variant] = run
@@ -56,6 +61,11 @@ class Bench:
         if self.engine.tokenizer is not None:
             return PROMPT
         return [n % self.engine.config.vocab_size for n in range(3, 15)]
+
+    def wall_ratio(self, variant: str) -> float:
+        """Median of the repetitions' own ratios of whole runs' speed to the untraced one's."""
+        pairs = zip(self.wall["untraced"], self.wall[variant], strict=True)
+        return statistics.median(plain / mine for plain, mine in pairs)
 
     def closure(self, variant: str) -> float | None:
         """Share of the last run's time that its spans explain."""
@@ -69,10 +79,11 @@ def main() -> int:
     with model_under_test.opened(options) as path:
         with fl.load(path, bank_gb=options.bank_gb, reader=options.reader) as engine:
             bench = Bench(engine, options)
-            for variant in VARIANTS:  # libraries are imported and caches filled before it counts
+            for variant in options.variants:  # libraries are imported before it counts
                 bench.speed(variant)
+            bench.wall.clear()
             cases: dict[str, Callable[[], float]] = {
-                name: partial(bench.speed, name) for name in VARIANTS
+                name: partial(bench.speed, name) for name in options.variants
             }
             samples = interleave(cases, options.repetitions)
             _print(bench, samples)
@@ -102,7 +113,7 @@ def _print(bench: Bench, samples: dict[str, Samples]) -> None:
     )
     print(
         f"{'':10}{'tokens/s':>10}{'spread':>9}{'ratio':>8}{'spread':>9}{'of best':>9}"
-        f"{'explained':>11}  tokens"
+        f"{'whole run':>11}{'explained':>11}  tokens"
     )
     same = "same" if bench.equal else "NOT THE SAME"
     for name, found in samples.items():
@@ -110,9 +121,10 @@ def _print(bench: Bench, samples: dict[str, Samples]) -> None:
         explained = "" if closure is None else f"{closure:.1%}"
         print(
             f"{name:10}{found.median:>10.2f}{found.spread:>9.2f}{ratio.median:>8.3f}"
-            f"{ratio.spread:>9.3f}{_best_ratio(samples, name):>9.3f}{explained:>11}  {same}"
+            f"{ratio.spread:>9.3f}{_best_ratio(samples, name):>9.3f}"
+            f"{bench.wall_ratio(name):>11.3f}{explained:>11}  {same}"
         )
-    for name in ("flow", "stages"):
+    for name in options.variants[1:]:
         trace = bench.runs[name].trace
         assert trace is not None
         print(f"last run, {trace.summary()}")
@@ -135,6 +147,7 @@ def _record(bench: Bench, samples: dict[str, Samples], conditions: dict[str, Any
             ratio=statistics.median(ratio.values),
             ratio_spread=ratio.spread,
             ratio_of_best=_best_ratio(samples, name),
+            ratio_of_whole_runs=bench.wall_ratio(name),
             explained=bench.closure(name),
             tokens_equal_untraced=bench.equal,
             K=bench.engine.num_experts_per_tok,
@@ -174,6 +187,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--bank-gb", type=float, help="memory for experts, in 10**9 bytes")
     parser.add_argument("--reader", default="pread")
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="untraced first"
+    )
     parser.add_argument(
         "--bytes", action="store_true", help="hold bytes against the kernel's count"
     )
