@@ -40,10 +40,11 @@ class ThinkingBudget:
         only[self._ending[-1]] = True
         return only
 
-    def take(self, token: int) -> None:
-        """This one came."""
+    def take(self, token: int) -> bool:
+        """This one came; True, for none that was allowed is refused."""
         if self._left:
             self._left -= 1
             self._thinking = self._thinking and token != self._close
         elif self._ending:
             self._ending.pop()
+        return True

@@ -25,7 +25,7 @@ def written(budget, wanted, tokenizer):
         allowed = budget.allowed()
         assert allowed.dtype == bool and allowed.any()
         token = token if allowed[token] else int(np.flatnonzero(allowed)[0])
-        budget.take(token)
+        assert budget.take(token) is True
         found.append(token)
     return tokenizer.decode(found)
 
