@@ -1,6 +1,7 @@
 """Beginnings that were read before: the numbers are those of a fresh run, the room is bounded."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import flashmoe_lab as fl
 from flashmoe_lab.chat.prefix_cache import PrefixCache
 from flashmoe_lab.chat.snapshot import pairs_nbytes
-from flashmoe_lab.state import AttentionState
+from flashmoe_lab.identity import state_identity
+from flashmoe_lab.state import AttentionState, SequenceState
 
 on_cpu = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="bitwise on a CPU only")
 END = 2  # ends a turn in all of these models
@@ -49,7 +51,7 @@ def assert_same_state(found, expected):
         else:
             pairs = ((a.conv, b.conv), (a.recurrent, b.recurrent))
         for x, y in pairs:
-            np.testing.assert_array_equal(np.array(x), np.array(y))
+            assert mx.array_equal(x, y).item()
 
 
 @pytest.fixture
@@ -114,6 +116,28 @@ def test_chunks_and_snapshots_do_not_change_what_is_kept(model):
     assert before
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_types_come_back(packed, open_engine, dtype):
+    engine, cache = open_engine(packed("golden/hf"), dtype=dtype), PrefixCache()
+
+    def work() -> tuple[SequenceState, SequenceState]:
+        state, again = (engine.model.empty_state() for _ in range(2))
+        engine.model(IDS[:30], state)
+        before = state.snapshot()
+        cache.add("", state)
+        engine.model(IDS[30:], state)  # must not move what is kept
+        cache.open("", [*IDS[:30], 9], ()).restore(again)
+        return before, again
+
+    before, again = engine.call(work)
+    for a, b in zip(before.layers, again.layers, strict=True):
+        if isinstance(a, AttentionState):
+            assert a.keys.dtype == b.keys.dtype and a.values.dtype == b.values.dtype
+        else:
+            assert (a.conv.dtype, a.recurrent.dtype) == (b.conv.dtype, b.recurrent.dtype)
+    assert_same_state(again, before)
 
 
 # Where one can go on from
@@ -190,6 +214,13 @@ def test_other_bits_other_kernels_other_types(packed, open_engine, engine, use_k
     assert known(open_engine(packed("golden/hf"), dtype="bfloat16"), cache, IDS) == 0
     use_kernels("mlx")
     assert known(engine, cache, IDS) == (0 if mx.default_device() == mx.cpu else len(IDS) - 1)
+
+
+def test_other_weights_of_the_same_bits():
+    """Two checkpoints that are told apart by nothing but their weights."""
+    found = [SimpleNamespace(identity=name, label="4 bits") for name in "aab"]
+    lines = [state_identity(one, mx.float32, 3) for one in found]  # pyright: ignore[reportArgumentType]
+    assert lines[0] == lines[1] != lines[2]
 
 
 def test_interventions_leave_it_alone(engine):
