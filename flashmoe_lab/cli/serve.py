@@ -1,6 +1,7 @@
 """The command that answers other programs: serve."""
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -57,7 +58,8 @@ def _serve(options: argparse.Namespace) -> int:
         host = f"[{options.host}]" if ":" in options.host else options.host
         url = f"http://{host}:{place.getsockname()[1]}/v1"
         print(f"{settings.name} at {url} (interrupt to end)", file=sys.stderr, flush=True)
-        server.run(sockets=[place])
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[place])
     return 0
 
 

@@ -47,7 +47,6 @@ async def _read(request: Request, longest: int) -> bytes:
         413,
         f"the request's body is too large; {longest} bytes are allowed",
         "request_too_large",
-        headers={"Connection": "close"},
     )
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and len(announced) < 20 and int(announced) > longest:

@@ -27,8 +27,12 @@ class Guard:
             return
         path = scope["path"] if scope["path"] in _COUNTED else "other"
 
+        begun = False
+
         async def counting(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self._service.metrics.request(path, message["status"])
             await send(message)
 
@@ -36,8 +40,13 @@ class Guard:
         if error := self._refusal(request):
             response = await answer_error(request, error)
             await response(scope, receive, counting)
-        else:
+            return
+        try:
             await self._app(scope, receive, counting)
+        except Exception:
+            if not begun:  # it is answered further out
+                self._service.metrics.request(path, 500)
+            raise
 
     def _refusal(self, request: Request) -> ApiError | None:
         host = request.headers.get("host", "")

@@ -30,6 +30,12 @@ class BoundedProtocol(H11Protocol):
         super().data_received(data)
         self._await_head()
 
+    def on_response_complete(self) -> None:
+        """All is said; perhaps the client still sends a body that was refused."""
+        super().on_response_complete()
+        if self.conn.our_state is h11.DONE:
+            self._await_head()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         self._drop_timer()
@@ -53,7 +59,9 @@ class BoundedProtocol(H11Protocol):
 
     def _too_late(self) -> None:
         self._timer = None
-        if self.conn.our_state is h11.IDLE and not self.transport.is_closing():
+        if self.conn.our_state is h11.DONE:
+            self.transport.close()
+        elif self.conn.our_state is h11.IDLE and not self.transport.is_closing():
             message = f"no whole request came within {self.head_s:g} s"
             self._refuse(ApiError(408, message, "request_timeout"))
 

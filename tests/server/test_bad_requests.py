@@ -161,16 +161,11 @@ def test_a_body_of_100_mb(server: Running, chunked: bool):
 
     def pieces() -> Iterator[bytes]:
         yield b'{"model": "'
-        for _ in range(100):
-            yield b"x" * (size // 100)
+        for _ in range(20):
+            yield b"x" * (size // 20)
 
     content = pieces() if chunked else b"x" * size
-    try:
-        response = server.post(**raw(content))  # pyright: ignore[reportArgumentType]
-    except httpx.WriteError:  # it was refused so early that the client was still writing
-        pass
-    else:
-        check_shape(response, 413)
+    check_shape(server.post(**raw(content)), 413)  # pyright: ignore[reportArgumentType]
     assert httpx.get(server.url + "/health").json()["status"] == "ok"
 
 
@@ -218,6 +213,11 @@ def test_half_a_head(hasty: Running, sent: bytes):
 def test_half_a_body(hasty: Running):
     rest = b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n" + b'{"model'
     check_shape(conversation(hasty.port, HEAD, rest), 408)
+
+
+def test_the_rest_of_a_refused_body_is_not_awaited_for_ever(hasty: Running):
+    head = HEAD + b"Content-Type: application/json\r\nContent-Length: 99000000\r\n\r\n"
+    check_shape(conversation(hasty.port, head), 413)  # ends when the server closes
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """The parts that can be tried without a server: stop sequences, the line, addresses."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
 from flashmoe_lab.chat.stops import StopText
+from flashmoe_lab.server import exchange
+from flashmoe_lab.server.answers import Health
 from flashmoe_lab.server.app import is_loopback
 from flashmoe_lab.server.errors import ApiError
 from flashmoe_lab.server.queue import Queue
@@ -77,6 +81,51 @@ def test_queue_without_waiting():
         queue.enter()
 
     asyncio.run(visit())
+
+
+class Sent:
+    """What an ASGI application sends; from some message on, nobody reads."""
+
+    def __init__(self, read: int = 99):
+        self.messages: list[Message] = []
+        self._read = read
+
+    async def __call__(self, message: Message) -> None:
+        self.messages.append(message)
+        if len(self.messages) > self._read:
+            await asyncio.sleep(60)
+
+    @property
+    def bodies(self) -> list[str]:
+        return [m["body"].decode() for m in self.messages if "body" in m]
+
+
+async def pieces(*delays: float) -> AsyncGenerator[Health, None]:
+    for number, delay in enumerate(delays):
+        await asyncio.sleep(delay)
+        yield Health(running=number, waiting=0)
+
+
+def test_a_stream_that_waits_is_kept_alive(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exchange, "_KEEP_ALIVE_S", 0.02)
+    sent = Sent()
+    asyncio.run(exchange.EventStream(sent).send_all(pieces(0.1, 0)))
+    assert sent.messages[0]["status"] == 200
+    assert sent.bodies[0] == ": waiting\n\n"
+    assert [body for body in sent.bodies if body[0] != ":"] == [
+        'data: {"status":"ok","running":0,"waiting":0}\n\n',
+        'data: {"status":"ok","running":1,"waiting":0}\n\n',
+        "data: [DONE]\n\n",
+    ]
+    assert [m["more_body"] for m in sent.messages[1:]][-2:] == [True, False]
+
+
+def test_a_client_that_does_not_read_is_gone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exchange, "_SEND_S", 0.02)
+    sent = Sent(read=2)
+    with pytest.raises(exchange.ClientGone):
+        asyncio.run(exchange.EventStream(sent).send_all(pieces(0, 0, 0)))
+    assert len(sent.bodies) == 2
 
 
 @pytest.mark.parametrize(
