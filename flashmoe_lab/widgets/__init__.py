@@ -8,8 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashmoe_lab.widgets.chat import Chat
     from flashmoe_lab.widgets.compare import Compare
     from flashmoe_lab.widgets.compared import run_settings, side_by_side
+    from flashmoe_lab.widgets.conversation import Conversation, converse
     from flashmoe_lab.widgets.played import Played, play
     from flashmoe_lab.widgets.playground import Playground
     from flashmoe_lab.widgets.routed_text import RoutedText, explore_router
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from flashmoe_lab.widgets.timeline import Timeline, show_timeline
 
 __all__ = [
+    "Chat",
     "Compare",
+    "Conversation",
     "Played",
     "Playground",
     "RoutedText",
@@ -27,6 +31,7 @@ __all__ = [
     "Setting",
     "Stepper",
     "Timeline",
+    "converse",
     "explore_router",
     "play",
     "run_settings",
@@ -36,7 +41,9 @@ __all__ = [
 ]
 
 _WHERE = {
+    "Chat": "chat",
     "Compare": "compare",
+    "Conversation": "conversation",
     "Played": "played",
     "Playground": "playground",
     "RoutedText": "routed_text",
@@ -44,6 +51,7 @@ _WHERE = {
     "Setting": "setting",
     "Stepper": "stepper",
     "Timeline": "timeline",
+    "converse": "conversation",
     "explore_router": "routed_text",
     "play": "played",
     "run_settings": "compared",

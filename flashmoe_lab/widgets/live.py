@@ -1,17 +1,21 @@
 """Live: a watch that notes what a run's figures need while it runs, and hands it to another thread.
 
-The engine's thread only appends references; nothing is counted, copied or drawn there. What is
-handed over is plain numbers and NumPy arrays.
+The engine's thread only appends references and copies one small array a token; nothing is counted
+or drawn there. What is handed over is plain numbers and NumPy arrays.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
+import numpy as np
+
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.state import SequenceState
+from flashmoe_lab.token_memory import TokenMemory, routing_parts
+from flashmoe_lab.trace_notes import LAYER_NUMBERS
 from flashmoe_lab.watch import Watch
 
 
@@ -22,49 +26,79 @@ class LivePass:
     Attributes:
         tokens: how many went through together.
         start_ns: when it began.
-        fetched: (layer, what it fetched), complete once the pass is over.
-        layer_end_ns: when each layer ended.
+        experts: layer -> which experts it chose, [T, K].
+        fetched: what was read; complete once the pass is over.
+        layer_end_ns: layer -> when it ended.
     """
 
     tokens: int
     start_ns: int
-    fetched: list[tuple[int, Fetched]]
-    layer_end_ns: list[int]
+    experts: dict[int, np.ndarray] = field(default_factory=dict)
+    fetched: list[Fetched] = field(default_factory=list)
+    layer_end_ns: dict[int, int] = field(default_factory=dict)
 
 
 class Live(Watch):
     """Follows one run of a model of so many layers."""
 
     def __init__(self, layers: int) -> None:
+        self._layers = layers
         self._under_way: LivePass | None = None
         self._over: deque[LivePass] = deque()
+        self._memory: TokenMemory | None = None
+        self._begin = 0, 0  # of what the token's memory is to take note of
         self.listeners = {}
         for layer in range(layers):
             self.listeners[f"layers.{layer}.fetch"] = self._fetched(layer)
-            self.listeners[f"layers.{layer}.block"] = self._block_ended
+            self.listeners[f"layers.{layer}.block"] = self._ended(layer)
+
+    @property
+    def layers_heard(self) -> frozenset[int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """None: of a single token, what its memory takes note of is enough."""
+        return frozenset()
 
     def _fetched(self, layer: int) -> Callable[[Any], None]:
         def listener(fetched: Fetched) -> None:
             if self._under_way is not None:
-                self._under_way.fetched.append((layer, fetched))
+                self._under_way.experts[layer] = fetched.experts
+                self._under_way.fetched.append(fetched)
 
         return listener
 
-    def _block_ended(self, result: object) -> None:
-        if self._under_way is not None:
-            self._under_way.layer_end_ns.append(perf_counter_ns())
+    def _ended(self, layer: int) -> Callable[[Any], None]:
+        def listener(result: object) -> None:
+            if self._under_way is not None:
+                self._under_way.layer_end_ns[layer] = perf_counter_ns()
+
+        return listener
 
     def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
         """See Watch."""
-        self._under_way = LivePass(
-            tokens=len(tokens), start_ns=perf_counter_ns(), fetched=[], layer_end_ns=[]
-        )
+        self._under_way = LivePass(tokens=len(tokens), start_ns=perf_counter_ns())
+        self._memory = None
+
+    def token_begins(self, memory: TokenMemory) -> None:
+        """See Watch; a record's notes do for both."""
+        if memory.notes is None:
+            memory.notes, memory.reads, memory.ask = [], [], lambda layer, experts: None
+        self._memory, self._begin = memory, (len(memory.notes), len(memory.reads))
 
     def pass_ends(self) -> None:
         """See Watch."""
-        if self._under_way is not None:
-            self._over.append(self._under_way)
-            self._under_way = None
+        done, self._under_way = self._under_way, None
+        if done is None:
+            return
+        if (memory := self._memory) is not None:
+            notes, reads = self._begin
+            noted = (memory.notes or [])[notes:]  # nothing, if the record was just written away
+            done.layer_end_ns |= dict(
+                zip(noted[::LAYER_NUMBERS], noted[LAYER_NUMBERS - 1 :: LAYER_NUMBERS], strict=True)
+            )
+            done.fetched += [fetched for _, fetched, _ in memory.reads[reads:]]
+            k = memory.num_experts_per_tok
+            experts = routing_parts(memory.routing, self._layers, k)[1].copy()
+            done.experts |= {layer: experts[layer][None] for layer in noted[::LAYER_NUMBERS]}
+        self._over.append(done)
 
     def taken(self) -> list[LivePass]:
         """The passes that ended since this was last called; from any one thread."""

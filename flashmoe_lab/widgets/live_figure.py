@@ -89,9 +89,9 @@ class LiveFigure:
     def add(self, passes: Sequence[LivePass]) -> None:
         """Take in passes that are over."""
         asked = [
-            (layer * self._experts + fetched.experts).ravel()
+            (layer * self._experts + experts).ravel()
             for one in passes
-            for layer, fetched in one.fetched
+            for layer, experts in one.experts.items()
         ]
         if asked:
             flat = np.bincount(np.concatenate(asked), minlength=self.counts.size)
@@ -99,7 +99,7 @@ class LiveFigure:
         self._tokens += sum(one.tokens for one in passes)
         singles = [one for one in passes if one.tokens == 1]
         times = [
-            np.diff([one.start_ns, *one.layer_end_ns]) / 1e6
+            np.diff([one.start_ns, *sorted(one.layer_end_ns.values())]) / 1e6
             for one in singles[-_RECENT:]
             if len(one.layer_end_ns) == self._layers
         ]
@@ -134,21 +134,22 @@ class LiveFigure:
 
     def _draw_reads(self) -> None:
         begin = self._last.start_ns if self._last else 0
-        fetched = [] if self._last is None else [found for _, found in self._last.fetched]
         tables = [
             part.records.table
-            for found in fetched
+            for found in (self._last.fetched if self._last else ())
             for part in found.landings
             if part.records is not None
         ]
-        reads = [table[["thread", "start_ns", "end_ns", "nbytes"]] for table in tables]
+        reads = [table[_FIELDS] for table in tables]
         rows = np.concatenate(reads) if reads else np.zeros(0, [(n, int) for n in _FIELDS])
         start, end = ((rows[name] - begin) / 1e6 for name in ("start_ns", "end_ns"))
-        whole = (self._last.layer_end_ns[-1] - begin) / 1e6 if self._last else 0.0
+        ends = self._last.layer_end_ns.values() if self._last else ()
+        whole = (max(ends, default=begin) - begin) / 1e6
         self._fit(self._reads, "x", whole)
         least = np.maximum(end, start + self._limits[self._reads] / 400)
         self._bars[self._reads].set_verts(_boxes(start, least, rows["thread"] - 0.4, 0.8))
-        held = sum(found.hits for found in fetched)
+        asked = sum(experts.size for experts in self._last.experts.values()) if self._last else 0
+        held = asked - len(np.unique(rows[["layer", "expert"]]))
         nbytes = format_nbytes(rows["nbytes"].sum())
         self._said[1] = f"Last token: {held} found in the bank, {len(rows)} reads of {nbytes}."
 
@@ -172,7 +173,7 @@ class LiveFigure:
             self._background = None
 
 
-_FIELDS = ("thread", "start_ns", "end_ns", "nbytes")
+_FIELDS: list[str] = ["layer", "expert", "thread", "start_ns", "end_ns", "nbytes"]
 
 
 def _round_up(value: float) -> float:

@@ -10,6 +10,8 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import DisplayHandle, display
 
+_NOTHING = {"text/html": "", "text/plain": ""}
+
 
 class Shown:
     """One place in a notebook's outputs.
@@ -20,7 +22,7 @@ class Shown:
 
     def __init__(self) -> None:
         self.content: Any = None
-        self._bundle = {"text/html": "", "text/plain": ""}
+        self._bundle = dict(_NOTHING)
         self._handle = DisplayHandle()
         self._lock = threading.Lock()
 
@@ -32,7 +34,13 @@ class Shown:
     def show(self, content: Any) -> None:
         """Replace what is there; from any thread."""
         # Drawn once, here: a figure must not be drawn by two threads at once.
-        bundle = {"text/html": content._repr_html_(), "text/plain": repr(content)}
+        self._put(content, {"text/html": content._repr_html_(), "text/plain": repr(content)})
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self._put(None, dict(_NOTHING))
+
+    def _put(self, content: Any, bundle: dict[str, str]) -> None:
         with self._lock:
             self.content, self._bundle = content, bundle
             if InteractiveShell.initialized():  # else it would be printed
