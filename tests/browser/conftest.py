@@ -96,6 +96,9 @@ def _check_socket(url: str, strangers: list[str]) -> None:
 
 
 @pytest.fixture
-def open_notebook(page: Any, lab: Lab) -> Callable[[str], Notebook]:
-    """`open_notebook("01_quickstart.ipynb")`: open in the page, its kernel idle."""
-    return lambda name: Notebook(page, lab.url, name)
+def open_notebook(page: Any, lab: Lab) -> Iterator[Callable[[str], Notebook]]:
+    """`open_notebook("01_quickstart.ipynb")`: open in the page, its kernel idle; ended after the
+    test."""
+    yield lambda name: Notebook(page, lab.url, name)
+    page.goto("about:blank")  # a page whose kernel ends would complain
+    lab.end_kernels()

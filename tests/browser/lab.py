@@ -54,6 +54,17 @@ class Lab:
         (self.directory / name).write_text(json.dumps(content), "utf-8")
         return name
 
+    def end_kernels(self) -> None:
+        """End every kernel: a test's own must not work beside the next one."""
+        for kernel in json.loads(self._ask("GET", "/api/kernels")):
+            self._ask("DELETE", f"/api/kernels/{kernel['id']}")
+
+    def _ask(self, method: str, path: str) -> bytes:
+        headers = {"Authorization": f"token {TOKEN}"}
+        request = urllib.request.Request(self.url + path, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=_START_S) as answer:
+            return answer.read()
+
 
 @contextmanager
 def running_lab(directory: Path, home: Path, environment: dict[str, str]) -> Iterator[Lab]:
@@ -135,6 +146,12 @@ class Notebook:
     def text(self, cell: "Locator | None" = None) -> str:
         """The outputs' text."""
         return "\n".join(self.outputs(cell).all_inner_texts())
+
+    def results(self) -> str:
+        """The text of the outputs that are to stay: all but the widgets themselves."""
+        widget = "[data-mime-type='application/vnd.jupyter.widget-view+json']"
+        lasting = self.page.locator(f".jp-OutputArea-output:not({widget})")
+        return "\n".join(lasting.all_inner_texts())
 
     def menu(self, *path: str) -> None:
         """Choose an entry of the menu bar."""

@@ -1,8 +1,6 @@
 """The first notebooks in a real JupyterLab: run, exported, opened again, interrupted."""
 
 from collections.abc import Callable
-from typing import Any
-
 from tests.browser.lab import Lab, Notebook
 
 Open = Callable[[str], Notebook]
@@ -58,19 +56,41 @@ def test_tokens_come_one_after_another_and_the_square_button_frees_the_engine(
     notebook.outputs(last).get_by_text("again: 2").wait_for()
 
 
-def test_one_token_shows_the_stages_of_a_layer(open_notebook: Open, lab: Lab) -> None:
+def test_one_token_shows_the_stages_of_a_layer_and_follows_sliders(
+    open_notebook: Open, lab: Lab
+) -> None:
     notebook = open_notebook(lab.edit("02_one_token.ipynb"))
     notebook.run_all()
-    cards = notebook.cell("step.path.startswith")
-    captions = cards.locator("caption").all_inner_texts()
     stages = ("input_norm", "mixer", "post_norm", "router", "shared_expert", "fetch", "experts")
-    assert captions == [f"layers.3.{stage}" for stage in stages]
+    cards = notebook.cell("step.path.startswith").locator("caption").all_inner_texts()
+    assert cards == [f"layers.3.{stage}" for stage in stages]
     assert (lab.directory / "out" / "02_one_token" / "one_token.svg").exists()
-    before = _words(notebook)
+    _move_sliders(notebook)
+    before = notebook.page.locator(".jp-OutputArea-output caption").all_inner_texts()
+    assert "layers.7.shared_expert" in before
     notebook.reload_without_kernel()
-    assert _words(notebook) == before
-    assert "model not found" not in notebook.text()
+    after = notebook.page.locator(".jp-OutputArea-output caption").all_inner_texts()
+    assert after == before, "what the widget showed last is not in the notebook"
+    assert "model not found" not in notebook.results()
 
 
-def _words(notebook: Notebook) -> list[Any]:
-    return notebook.page.locator(".jp-OutputArea-output caption").all_inner_texts()
+def _move_sliders(notebook: Notebook) -> None:
+    """The stepper's layer by an arrow key and by the mouse, its stage by a button."""
+    stepper = notebook.cell("fl.widgets.Stepper")
+    shown = stepper.locator("caption")
+    shown.get_by_text("layers.0.router").wait_for()
+    slider = stepper.locator(".widget-slider").filter(has_text="Layer")
+    slider.locator(".noUi-handle").focus()
+    notebook.page.keyboard.press("ArrowRight")
+    shown.get_by_text("layers.1.router").wait_for()
+    track = slider.locator(".noUi-target").bounding_box()
+    handle = slider.locator(".noUi-handle").bounding_box()
+    assert track and handle
+    mouse = notebook.page.mouse
+    mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+    mouse.down()
+    mouse.move(track["x"] + track["width"], track["y"] + track["height"] / 2, steps=8)
+    mouse.up()
+    shown.get_by_text("layers.7.router").wait_for()
+    stepper.get_by_role("button", name="On").click()
+    shown.get_by_text("layers.7.shared_expert").wait_for()
