@@ -1,6 +1,7 @@
 """The first notebooks in a real JupyterLab: run, exported, opened again, interrupted."""
 
 from collections.abc import Callable
+
 from tests.browser.lab import Lab, Notebook
 
 Open = Callable[[str], Notebook]
