@@ -71,7 +71,7 @@ def test_stop_leaves_a_conversation_that_goes_on(talker, chat):
         chat.send("hello")
         assert chat.send_button.disabled and not chat.stop_button.disabled
         chat.send("again")  # while an answer is under way
-        while not (chat.session.turns and chat.session.turns[-1].events):
+        while not any(run.tokens for turn in chat.session.turns for run in turn.runs):
             time.sleep(0.001)
         chat.stop_button.click()
         chat.wait()
