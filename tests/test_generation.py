@@ -53,6 +53,15 @@ def test_prefill_gives_the_last_logits(model, chunk):
     assert state.tokens == IDS
 
 
+def test_prefill_goes_on_from_what_the_state_has(model):
+    state, told = model.empty_state(), []
+    model(IDS[:25], state)
+    found = prefill(model, IDS, state, chunk=10, progress=lambda *at: told.append(at))
+    assert found is not None
+    np.testing.assert_allclose(found, logits(model)[-1], rtol=0, atol=1e-5)
+    assert told == [(35, 40), (40, 40)]
+
+
 def test_prefill_tells_how_far_it_is(model):
     told = []
     prefill(model, IDS, model.empty_state(), chunk=16, progress=lambda *at: told.append(at))

@@ -16,7 +16,7 @@ from typing import Any
 from flashmoe_lab.chat.parser import Event, OutputParser, Text, Thinking, ToolCall, merged
 from flashmoe_lab.chat.prefix_cache import PrefixCache
 from flashmoe_lab.chat.session_file import read_said, write_session
-from flashmoe_lab.chat.stops import StopText
+from flashmoe_lab.chat.stops import StopText, until
 from flashmoe_lab.chat.template import ChatTemplate
 from flashmoe_lab.chat.thinking import ThinkingBudget
 from flashmoe_lab.chat.tools import Tool, Toolbox
@@ -199,21 +199,19 @@ class Session:
         thinks = prompt.rstrip().endswith(_OPEN)
         run = self._start(self.engine.encode(prompt), thinks)
         turn.runs.append(run)
-        parser, stops = (
-            OutputParser(self.tools.schemas, thinking=thinks),
-            StopText(self.stop_sequences),
-        )
+        parser = OutputParser(self.tools.schemas, thinking=thinks)
+        stops = StopText(self.stop_sequences)
         said: list[Event] = []
         try:
             with closing(iter(run)) as steps:
                 for step in steps:
-                    new = _until(stops, parser.feed(step.text))
+                    new = until(stops, parser.feed(step.text))
                     said += new
                     yield from new
                     if stops.found:
                         break
         finally:  # also where the loop was left: what was written stays
-            rest = _until(stops, parser.finish(), last=True)
+            rest = until(stops, parser.finish(), last=True)
             turn.finish_reason = "stop_sequence" if stops.found else run.finish_reason
             _record(turn, merged(said + rest))
         yield from rest
@@ -244,22 +242,6 @@ class Session:
         if self.thinking_budget is None or tokenizer is None:
             return None
         return ThinkingBudget(self.thinking_budget, tokenizer)
-
-
-def _until(stops: StopText, events: Sequence[Event], last: bool = False) -> list[Event]:
-    """The events as far as no stop sequence comes; `last` lets go of what may have begun one."""
-    made: list[Event] = []
-    for event in events:
-        if stops.found:
-            return made
-        searched = isinstance(event, Text) and not event.warning
-        if text := stops.feed(event.text) if searched else stops.rest():
-            made.append(Text(text=text))
-        if not searched:
-            made.append(event)
-    if last and (text := stops.rest()):
-        made.append(Text(text=text))
-    return made
 
 
 def _record(turn: Turn, said: Sequence[Event]) -> None:

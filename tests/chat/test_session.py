@@ -269,6 +269,17 @@ def test_stop_while_a_tool_runs():
     assert say(chat, "B") == [Text(text="ok")]
 
 
+def test_stop_before_the_run():
+    """While the prompt is rendered, say."""
+    chat = session("abc", "ok")
+    encode = chat.engine.encode
+    chat.engine.encode = lambda prompt: chat.stop() or encode(prompt)
+    say(chat)
+    assert (chat.turns[0].text, chat.turns[0].finish_reason) == ("a", "cancelled")
+    chat.engine.encode = encode
+    assert say(chat) == [Text(text="ok")]
+
+
 def test_stop_without_a_turn_is_of_no_effect():
     chat = session("a")
     chat.stop()
