@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from flashmoe_lab.chat.parser import Event, Text
+
 
 class StopText:
     """Lets text through up to the stop sequence that is complete first, which is left out.
@@ -32,6 +34,27 @@ class StopText:
         """What was held back of an answer that is over."""
         held, self._held = self._held, ""
         return held
+
+
+def until(stops: StopText, events: Sequence[Event], last: bool = False) -> list[Event]:
+    """The events of an answer as far as no stop sequence comes in its text; thinking and calls are
+    not searched.
+
+    Args:
+        last: let go of what may have begun one.
+    """
+    made: list[Event] = []
+    for event in events:
+        if stops.found:
+            return made
+        searched = isinstance(event, Text) and not event.warning
+        if text := stops.feed(event.text) if searched else stops.rest():
+            made.append(Text(text=text))
+        if not searched:
+            made.append(event)
+    if last and (text := stops.rest()):
+        made.append(Text(text=text))
+    return made
 
 
 def _begun(text: str, sequence: str) -> int:

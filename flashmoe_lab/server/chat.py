@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from flashmoe_lab.chat.constraint import Form
 from flashmoe_lab.chat.parser import Event, OutputParser, Text, Thinking, ToolCall
+from flashmoe_lab.chat.stops import StopText, until
 from flashmoe_lab.server import answers
 from flashmoe_lab.server.answers import Reason, TokenLogprob
 from flashmoe_lab.server.errors import ApiError
@@ -119,14 +120,15 @@ class ChatAnswer:
     ) -> AsyncGenerator[tuple[list[Event], TokenLogprob | None], None]:
         """What becomes certain with each token."""
         parser = OutputParser(self._tools, thinking=self._thinking)
+        stops = StopText(self._asked.stops)
         one_call = self._asked.parallel_tool_calls is False
         async with aclosing(job.pieces()) as pieces:
             async for piece in pieces:
-                events = parser.feed(piece.text)
+                events = until(stops, parser.feed(piece.text))
                 yield events, piece.logprob
-                if one_call and any(isinstance(event, ToolCall) for event in events):
+                if stops.found or one_call and any(isinstance(e, ToolCall) for e in events):
                     return
-        yield parser.finish(), None
+        yield until(stops, parser.finish(), last=True), None
 
     def _delta(self, event: Event) -> answers.Delta:
         if isinstance(event, Thinking):

@@ -2,7 +2,9 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
+from flashmoe_lab.chat.stops import StopText
 from flashmoe_lab.server import answers
 from flashmoe_lab.server.answers import Reason
 from flashmoe_lab.server.chat import schema_of
@@ -44,7 +46,7 @@ class CompletionAnswer:
 
     async def chunks(self, job: Job) -> AsyncGenerator[answers.Completion, None]:
         """The answer in pieces."""
-        async with aclosing(job.pieces()) as pieces:
+        async with aclosing(self._pieces(job)) as pieces:
             async for piece in pieces:
                 if piece.text or piece.logprob:
                     yield self._made([piece])
@@ -54,10 +56,20 @@ class CompletionAnswer:
 
     async def whole(self, job: Job) -> answers.Completion:
         """The answer at once."""
-        async with aclosing(job.pieces()) as pieces:
+        async with aclosing(self._pieces(job)) as pieces:
             found = [piece async for piece in pieces]
         made = self._made(found, job.finish_reason)
         return made.model_copy(update={"usage": job.usage})
+
+    async def _pieces(self, job: Job) -> AsyncGenerator[Piece, None]:
+        """Up to a stop sequence."""
+        stops = StopText(self._asked.stops)
+        async with aclosing(job.pieces()) as pieces:
+            async for piece in pieces:
+                yield replace(piece, text=stops.feed(piece.text))
+                if stops.found:
+                    return
+        yield Piece(text=stops.rest())
 
     def _made(self, pieces: list[Piece], reason: Reason | None = None) -> answers.Completion:
         logprobs = None if self._asked.logprobs is None else self._logprobs(pieces)

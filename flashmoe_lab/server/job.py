@@ -1,7 +1,7 @@
 """One generation for one request: what the engine is asked, and its answer in pieces.
 
-Chat and completions have this in common. Stop sequences end it, so does the time limit; leaving
-the loop over its pieces stops the engine within a token.
+Chat and completions have this in common. The time limit ends it; leaving the loop over its pieces
+stops the engine within a token.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from flashmoe_lab.chat.constraint import Form
-from flashmoe_lab.chat.stops import StopText
 from flashmoe_lab.generation import GenerationResponse
 from flashmoe_lab.run import Run
 from flashmoe_lab.server.answers import PromptDetails, Reason, TokenLogprob, TopLogprob, Usage
@@ -28,7 +27,6 @@ class Work:
         prompt: token ids.
         form: what the answer must look like.
         options: further arguments of `stream_generate`.
-        stops: text that ends the answer.
         top_logprobs: how many probable tokens are named beside each; None: no probabilities.
         seconds: after which it is cut off.
     """
@@ -37,7 +35,6 @@ class Work:
     max_tokens: int
     form: Form | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    stops: Sequence[str] = ()
     top_logprobs: int | None = None
     seconds: float = 3600.0
 
@@ -57,7 +54,7 @@ class Job:
         token_bytes: what a token writes.
 
     Attributes:
-        finish_reason: known when all pieces have come.
+        finish_reason: "stop" where the loop was left; else known when all pieces have come.
     """
 
     def __init__(self, run: Run, work: Work, token_bytes: Callable[[int], bytes]) -> None:
@@ -71,25 +68,18 @@ class Job:
         Raises:
             ApiError: the server ends, or what was asked for turns out to be impossible.
         """
-        stop = StopText(self._work.stops)
         timer = asyncio.get_running_loop().call_later(self._work.seconds, self._cut_off)
         try:
             responses = self.run.__aiter__()
             assert isinstance(responses, AsyncGenerator)
             async with aclosing(responses):
                 async for response in responses:
-                    text = stop.feed(response.text)
-                    if response.finish_reason and not stop.found:
-                        text += stop.rest()
-                    yield Piece(text=text, logprob=self._logprob(response))
-                    if stop.found:
-                        break
+                    yield Piece(text=response.text, logprob=self._logprob(response))
         except ValueError as error:  # a grammar that takes too much work
             raise ApiError(400, str(error), "invalid_value") from None
         finally:
             timer.cancel()
-        if not stop.found:
-            self.finish_reason = self._reason()
+        self.finish_reason = self._reason()
 
     @property
     def usage(self) -> Usage:

@@ -135,7 +135,6 @@ class Service:
             max_tokens=max_tokens,
             form=form,
             options=self._options(asked),
-            stops=asked.stops,
             top_logprobs=top_logprobs,
             seconds=self.settings.request_seconds,
         )

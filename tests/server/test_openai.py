@@ -153,6 +153,18 @@ def test_stop_sequence_ends_the_answer(client: OpenAI):
         assert choice.finish_reason == "stop"
 
 
+def test_stop_sequence_ends_a_chat(client: OpenAI):
+    options: Any = {"messages": MESSAGES, **GREEDY}
+    text = client.chat.completions.create(**options).choices[0].message.content or ""
+    stop = text[7:9]
+    choice = client.chat.completions.create(stop=stop, **options).choices[0]
+    assert choice.message.content == text[: text.index(stop)]
+    assert choice.finish_reason == "stop"
+    pieces, chunks, _ = streamed(client.chat.completions.create(stop=stop, stream=True, **options))
+    assert pieces == choice.message.content
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
 def test_completion_streams_and_goes_on_from_ids(server: Running, client: OpenAI):
     whole = client.completions.create(prompt="Hello", **GREEDY)
     ids = client.completions.create(prompt=server.engine.encode("Hello"), **GREEDY)

@@ -1,44 +1,16 @@
-"""The parts that can be tried without a server: stop sequences, the line, addresses."""
+"""The parts that can be tried without a server: the line, streams, addresses."""
 
 import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from starlette.types import Message
 
-from flashmoe_lab.chat.stops import StopText
 from flashmoe_lab.server import exchange
 from flashmoe_lab.server.answers import Health
 from flashmoe_lab.server.app import is_loopback
 from flashmoe_lab.server.errors import ApiError
 from flashmoe_lab.server.queue import Queue
-
-TEXT = st.text("abc", max_size=20)
-
-
-@given(st.lists(TEXT), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
-def test_stop_text_does_not_depend_on_the_pieces(pieces: list[str], sequences: list[str]):
-    stop, text = StopText(sequences), "".join(pieces)
-    found = "".join(map(stop.feed, pieces)) + stop.rest()
-    # The sequence that is complete first ends the text; of several, the one that begins first.
-    ends = [text.index(s) + len(s) for s in sequences if s in text]
-    if not ends:
-        assert found == text and not stop.found
-        return
-    assert stop.found and text.startswith(found)
-    assert any(text.startswith(s, len(found)) for s in sequences)
-    assert not any(s in found for s in sequences)
-
-
-def test_stop_text_holds_back_only_what_may_begin_a_sequence():
-    stop = StopText(["END"])
-    assert stop.feed("the E") == "the "
-    assert stop.feed("N") == ""
-    assert stop.feed("T") == "ENT"
-    assert stop.feed("END more") == "" and stop.found
-    assert stop.feed("again") == "" and stop.rest() == ""
 
 
 def test_queue_goes_in_order_and_is_bounded():
