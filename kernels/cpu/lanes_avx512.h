@@ -63,6 +63,18 @@ inline F spread(const float* p) {
     return _mm512_permutexvar_ps(_mm512_srli_epi32(lane, shift), load(p));
   }
 }
+// Sixteen scales, of which a unit of codes takes `count`, each for as many lanes.
+struct Scales {
+  F each;
+  explicit Scales(F a) : each(a) {}
+  template <int count>
+  F of(int unit) const {
+    constexpr int shift = count == 1 ? 4 : count == 2 ? 3 : count == 4 ? 2 : 1;
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i first = _mm512_srli_epi32(lane, shift);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(count * unit)), each);
+  }
+};
 inline F load_f32(const void* p) { return _mm512_loadu_ps(p); }
 inline F load_bf16(const void* p) {
   const __m256i half = _mm256_loadu_si256(static_cast<const __m256i*>(p));
@@ -156,7 +168,12 @@ inline I dot_bytes(Bytes a, Bytes b, I c) { return _mm512_dpbusd_epi32(c, a, b);
 constexpr bool has_digits = false;
 inline I dot_bytes(Bytes, Bytes, I c) { return c; }
 #endif
-inline I times_256(I a) { return _mm512_slli_epi32(a, 8); }
+inline I both_digits(I high, I low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+// Quarters 0 and 2, or 1 and 3, of two registers.
+template <int first>
+inline Bytes quarters(Bytes a, Bytes b) {
+  return _mm512_shuffle_i32x4(a, b, first ? 0xdd : 0x88);
+}
 template <int shift, int bits>
 inline Bytes byte_field(Bytes b) {
   if constexpr (bits == 8) return b;

@@ -80,6 +80,15 @@ inline F spread(const float* p) {
   return each([=](int i) { return vdupq_n_f32(p[i * count / 4]); });
 }
 
+// Sixteen scales, of which a unit of codes takes `count`, each for as many lanes.
+struct Scales {
+  float each[32];  // a whole register is read from the last one on
+  explicit Scales(const F& a) { store(each, a), store(each + 16, a); }
+  template <int count>
+  F of(int unit) const {
+    return spread<count>(each + count * unit);
+  }
+};
 inline F load_f32(const void* p) { return load(static_cast<const float*>(p)); }
 inline F load_bf16(const void* p) {
   const auto* half = static_cast<const uint16_t*>(p);
@@ -128,7 +137,11 @@ inline Bytes field(const Bytes& b) {
 }
 constexpr bool has_digits = false;  // codes of 8 bits do not fit the signed product of bytes
 inline I dot_bytes(const Bytes&, const Bytes&, const I& c) { return c; }
-inline I times_256(const I& a) { return a; }
+inline I both_digits(const I&, const I& low) { return low; }
+template <int first>
+inline Bytes quarters(const Bytes& a, const Bytes&) {
+  return a;
+}
 template <int shift, int bits>
 inline Bytes byte_field(const Bytes& b) {
   return b;

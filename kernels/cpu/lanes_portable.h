@@ -71,6 +71,15 @@ inline F spread(const float* p) {
   return each([=](int i) { return p[i * count / 16]; });
 }
 
+// Sixteen scales, of which a unit of codes takes `count`, each for as many lanes.
+struct Scales {
+  float each[32];  // a whole register is read from the last one on
+  explicit Scales(const F& a) { store(each, a), store(each + 16, a); }
+  template <int count>
+  F of(int unit) const {
+    return spread<count>(each + count * unit);
+  }
+};
 inline F load_f32(const void* p) {
   F out;
   std::memcpy(out.v, p, sizeof out.v);
@@ -131,7 +140,11 @@ inline const Bytes& held(const Bytes& b) { return b; }
 inline void store_bytes(void* p, const Bytes& b) { std::memcpy(p, b.v, 64); }
 constexpr bool has_digits = false;  // products of bytes that are exact
 inline I dot_bytes(const Bytes&, const Bytes&, const I& c) { return c; }
-inline I times_256(const I& a) { return a; }
+inline I both_digits(const I&, const I& low) { return low; }
+template <int first>
+inline Bytes quarters(const Bytes& a, const Bytes&) {
+  return a;
+}
 template <int shift, int bits>
 inline Bytes byte_field(const Bytes& b) {
   return b;

@@ -7,15 +7,14 @@
 // With VNNI a value is two signed digits of eight bits, each multiplied with unsigned codes; else
 // codes are widened to 16 bits. The sums are the same.
 
-constexpr int kIntegerRows = 4;
-constexpr int kIntegerTokens = 4;
-constexpr int64_t kIntegerColumns = 1024;  // unpacked at a time for many tokens
+constexpr int kIntegerRows = 4;  // that share the loads of activations where tokens are many
 
-template <int bits>
+template <int bits, int span>
 struct Unit {
-  static constexpr int fields = fields_of(bits), columns = unit_of(bits);
-  static constexpr int nbytes = columns * bits / 8;
-  static constexpr int width = (has_digits ? 8 : 16) / fields;  // bits of a field
+  static constexpr int fields = fields_of(bits, span), columns = unit_of(bits, span);
+  static constexpr int nbytes = columns * bits / 8, value_nbytes = 2 * columns;
+  static constexpr int width = bits == 2 || bits == 4 ? bits : 8;  // of a field
+  static constexpr int spans = columns / span, count = 16 / spans;  // units to 16 scales
 
   // One field after another: codes as bytes, or as 16-bit words.
   struct Parts {
@@ -23,36 +22,47 @@ struct Unit {
   };
   static Parts parts(const uint8_t* p) {
     Parts out;
-    if constexpr (bits == 2 || bits == 4)
-      split(held(load_bytes(p)), out);
-    else
-      split(unpack<bits>(p), out);
+    if constexpr (crossed(bits, span)) {
+      cross(p, out);
+    } else if constexpr (bits == 2 || bits == 4) {
+      split<0, fields>(held(load_bytes(p)), out);
+    } else {
+      split<0, fields>(unpack<bits>(p), out);
+    }
     return out;
   }
-  template <int f = 0>
-  static void split(const Bytes& raw, Parts& out) {
-    if constexpr (f < fields) {
-      if constexpr (has_digits)
-        out.of[f] = byte_field<f * width, width>(raw);
-      else
-        out.of[f] = field<f * width, width>(raw);
-      split<f + 1>(raw, out);
+  // Field by field a quarter of each span: of two registers of 4 bits, or of four of bytes.
+  static void cross(const uint8_t* p, Parts& out) {
+    if constexpr (bits == 4) {
+      const Bytes a = load_bytes(p), b = load_bytes(p + 64);
+      split<0, 2>(held(quarters<0>(a, b)), out);
+      split<2, 4>(held(quarters<1>(a, b)), out);
+    } else {
+      const Bytes a = unpack<bits>(p), b = unpack<bits>(p + 8 * bits);
+      const Bytes c = unpack<bits>(p + 16 * bits), d = unpack<bits>(p + 24 * bits);
+      const Bytes ab[] = {quarters<0>(a, b), quarters<1>(a, b)};
+      const Bytes cd[] = {quarters<0>(c, d), quarters<1>(c, d)};
+      out = {{quarters<0>(ab[0], cd[0]), quarters<0>(ab[1], cd[1]), quarters<1>(ab[0], cd[0]),
+              quarters<1>(ab[1], cd[1])}};
     }
   }
-  static Parts stored(const void* p) {
-    Parts out;
-    for (int f = 0; f < fields; ++f)
-      out.of[f] = held(load_bytes(static_cast<const uint8_t*>(p) + 64 * f));
-    return out;
+  template <int f, int end, int shift = 0>
+  static void split(const Bytes& raw, Parts& out) {
+    if constexpr (f < end) {
+      if constexpr (has_digits)
+        out.of[f] = byte_field<shift, width>(raw);
+      else
+        out.of[f] = field<shift, width>(raw);
+      split<f + 1, end, shift + width>(raw, out);
+    }
   }
 
   // Lanes of the sums of code * value. Fields are counted by the compiler: of a loop it would make
   // arrays in memory.
-  static I dots(const Parts& codes, const int16_t* x) {
-    const auto* values = reinterpret_cast<const uint8_t*>(x);
+  static I dots(const Parts& codes, const uint8_t* values) {
     if constexpr (!has_digits) return words(codes, values, no_ints());
-    const I high = bytes(codes, values, no_ints());
-    return bytes(codes, values + 64 * fields, times_256(high));
+    return both_digits(bytes(codes, values, no_ints()),
+                       bytes(codes, values + 64 * fields, no_ints()));
   }
   template <int f = 0>
   static I bytes(const Parts& codes, const uint8_t* values, const I& total) {
@@ -66,150 +76,151 @@ struct Unit {
     else return words<f + 1>(codes, values,
                              dot(codes.of[f], load_bytes(values + 64 * f), total));
   }
-};
 
-// The biases' part of a product: 16 lanes over the spans.
-inline F bias_sum(const float* biases, const float* sums, int64_t room) {
-  F total = zero();
-  for (int64_t i = 0; i < room; i += 16) total = fma(load(biases + i), load(sums + i), total);
-  return total;
-}
+  // The same for rows of unpacked codes, `stride` bytes apart, with activations loaded once.
+  static void dots(const uint8_t* codes, int64_t stride, const uint8_t* values, I* out) {
+    I high[kIntegerRows];
+    for (int i = 0; i < kIntegerRows; ++i) high[i] = out[i] = no_ints();
+    for (int f = 0; f < fields; ++f) {
+      const Bytes first = held(load_bytes(values + 64 * f));
+      if constexpr (has_digits) {
+        const Bytes second = held(load_bytes(values + 64 * (fields + f)));
+        for (int i = 0; i < kIntegerRows; ++i) {
+          const Bytes code = held(load_bytes(codes + i * stride + 64 * f));
+          high[i] = dot_bytes(code, first, high[i]);
+          out[i] = dot_bytes(code, second, out[i]);
+        }
+      } else {
+        for (int i = 0; i < kIntegerRows; ++i)
+          out[i] = dot(load_bytes(codes + i * stride + 64 * f), first, out[i]);
+      }
+    }
+    if constexpr (has_digits)
+      for (int i = 0; i < kIntegerRows; ++i) out[i] = both_digits(high[i], out[i]);
+  }
+};
 
 template <int bits, int span>
 struct Integer {
-  using U = Unit<bits>;
-  static constexpr int spans = U::columns / span;  // of a unit
-  static constexpr int64_t stored_nbytes = kIntegerColumns / U::columns * U::fields * 64;
+  using U = Unit<bits, span>;
+
+  static int64_t units(const Matrix& m) { return (m.cols + U::columns - 1) / U::columns; }
+
+  // The codes of unit u, copied to `rest` where the row ends within it.
+  static const uint8_t* codes_at(const Matrix& m, int64_t r, int64_t u, uint8_t* rest) {
+    const uint8_t* p = m.weight + r * m.row_nbytes() + U::nbytes * u;
+    const int64_t left = m.row_nbytes() - U::nbytes * u;
+    if (left >= U::nbytes) return p;
+    std::memset(rest, 0, U::nbytes);
+    std::memcpy(rest, p, left);
+    return rest;
+  }
 
   static void one(const Matrix& m, const Row& x, int64_t first, int64_t last, float* y) {
-    const int64_t room = span_room(m), whole = m.cols / U::columns;
-    auto* scales = static_cast<float*>(scratch(Piece::numbers, 8 * room));
-    const auto* values = static_cast<const int16_t*>(x.values);
+    if (m.kind == Kind::bf16 && m.group == span && m.groups() % 16 == 0)
+      one_by_one<true>(m, x, first, last, y);
+    else
+      one_by_one<false>(m, x, first, last, y);
+  }
+
+  // With `usual`, scales and biases are sixteen bf16 numbers after another, one a span.
+  template <bool usual>
+  static void one_by_one(const Matrix& m, const Row& x, int64_t first, int64_t last, float* y) {
+    const int64_t room = span_room(m), row_scales = 2 * m.groups(), all_units = units(m);
+    auto* numbers = static_cast<float*>(scratch(Piece::numbers, 8 * room));
+    const auto* values = static_cast<const uint8_t*>(x.values);
     for (int64_t r = first; r < last; ++r) {
       ask_for_row(m, r + rows_ahead(m));
-      const F bias = row_scales(m, x, r, scales, scales + room);
-      const uint8_t* codes = m.weight + r * m.row_nbytes();
-      F total = zero();
-      for (int64_t u = 0; u < whole; ++u) {
-        const I part = U::dots(U::parts(codes + U::nbytes * u), values + U::columns * u);
-        total = fma(floats(part), spread<spans>(scales + spans * u), total);
+      const uint8_t *scales = m.scales + r * row_scales, *biases = m.biases + r * row_scales;
+      if (!usual) {
+        spread_numbers(m, m.scales, r, numbers);
+        spread_numbers(m, m.biases, r, numbers + room);
       }
-      if (m.cols % U::columns) {
-        uint8_t rest[64] = {};
-        std::memcpy(rest, codes + U::nbytes * whole, m.cols % U::columns / 8 * bits);
-        const I part = U::dots(U::parts(rest), values + U::columns * whole);
-        total = fma(floats(part), spread<spans>(scales + spans * whole), total);
+      F total = zero(), bias = zero();
+      for (int64_t u = 0, i = 0; u < all_units; u += U::count, i += 16) {
+        const F scale = usual ? load_bf16(scales + 2 * i) : load(numbers + i);
+        const F offset = usual ? load_bf16(biases + 2 * i) : load(numbers + room + i);
+        bias = fma(offset, load(x.sums + i), bias);
+        const Scales both(mul(scale, load(x.scales + i)));
+        const auto step = [&](const uint8_t* codes, int j) __attribute__((always_inline)) {
+          const I part = U::dots(U::parts(codes), values + U::value_nbytes * (u + j));
+          total = fma(floats(part), both.template of<U::spans>(j), total);
+        };
+        if (usual) {
+          const uint8_t* codes = m.weight + r * m.row_nbytes() + U::nbytes * u;
+          for (int j = 0; j < U::count; ++j) step(codes + U::nbytes * j, j);
+        } else {
+          uint8_t rest[U::nbytes];
+          for (int j = 0; j < smaller(U::count, all_units - u); ++j)
+            step(codes_at(m, r, u + j, rest), j);
+        }
       }
       y[r - first] = sum(add(total, bias));
     }
   }
 
-  static F row_scales(const Matrix& m, const Row& x, int64_t r, float* scales, float* biases) {
-    const bool usual = m.kind == Kind::bf16 && m.group == span && m.groups() % 16 == 0;
-    return usual ? whole_scales(m, x, r, scales) : any_scales(m, x, r, scales, biases);
-  }
+  // Some rows of a matrix, ready for many tokens.
+  struct Rows {
+    int64_t room, units;
+    float *scales, *biases;  // [kIntegerRows, room]
+    uint8_t* codes;          // [kIntegerRows, units, fields * 64]
 
-  // A row's scales times the activations', and the biases' part of its product.
-  static F any_scales(const Matrix& m, const Row& x, int64_t r, float* scales, float* biases) {
-    const int64_t room = span_room(m);
-    spread_numbers(m, m.scales, r, scales);
-    spread_numbers(m, m.biases, r, biases);
-    for (int64_t i = 0; i < room; i += 16)
-      store(scales + i, mul(load(scales + i), load(x.scales + i)));
-    return bias_sum(biases, x.sums, room);
-  }
-
-  // The same for the usual form, in whole registers.
-  static F whole_scales(const Matrix& m, const Row& x, int64_t r, float* scales) {
-    const int64_t groups = m.groups();
-    const uint8_t *s = m.scales + 2 * r * groups, *b = m.biases + 2 * r * groups;
-    F total = zero();
-    for (int64_t i = 0; i < groups; i += 16) {
-      store(scales + i, mul(load_bf16(s + 2 * i), load(x.scales + i)));
-      total = fma(load_bf16(b + 2 * i), load(x.sums + i), total);
+    explicit Rows(const Matrix& m) : room(span_room(m)), units(Integer::units(m)) {
+      scales = static_cast<float*>(scratch(Piece::numbers, 8 * kIntegerRows * room));
+      biases = scales + kIntegerRows * room;
+      codes = static_cast<uint8_t*>(scratch(Piece::weights, kIntegerRows * stride()));
     }
-    return total;
-  }
+    int64_t stride() const { return units * U::fields * 64; }
 
-  // Words w [kIntegerRows, kIntegerColumns] and scales [tokens, rows, ...] for some units.
-  static void tile(const uint8_t* w, const int16_t* const* x, const float* scales,
-                   int64_t scale_stride, int64_t units, F* totals) {
-    F total[kIntegerTokens][kIntegerRows];
-    for (int t = 0; t < kIntegerTokens; ++t)
-      for (int i = 0; i < kIntegerRows; ++i) total[t][i] = totals[t * kIntegerRows + i];
-    for (int64_t u = 0; u < units; ++u) {
-      for (int i = 0; i < kIntegerRows; ++i) {
-        const auto codes = U::stored(w + i * stored_nbytes + u * U::fields * 64);
-        for (int t = 0; t < kIntegerTokens; ++t) {
-          const I part = U::dots(codes, x[t] + u * U::columns);
-          const float* scale = scales + (t * kIntegerRows + i) * scale_stride + u * spans;
-          total[t][i] = fma(floats(part), spread<spans>(scale), total[t][i]);
+    void open(const Matrix& m, int64_t r, int i) {
+      spread_numbers(m, m.scales, r, scales + i * room);
+      spread_numbers(m, m.biases, r, biases + i * room);
+      uint8_t rest[U::nbytes], *out = codes + i * stride();
+      for (int64_t u = 0; u < units; ++u, out += 64 * U::fields) {
+        const auto parts = U::parts(codes_at(m, r, u, rest));
+        for (int f = 0; f < U::fields; ++f) store_bytes(out + 64 * f, parts.of[f]);
+      }
+    }
+
+    // Sixteen lanes of each row's product with x.
+    void times(const Row& x, F* out) const {
+      const auto* values = static_cast<const uint8_t*>(x.values);
+      F total[kIntegerRows], bias[kIntegerRows];
+      for (int i = 0; i < kIntegerRows; ++i) total[i] = bias[i] = zero();
+      for (int64_t u = 0, s = 0; u < units; u += U::count, s += 16) {
+        const F scale = load(x.scales + s), sum = load(x.sums + s);
+        const auto both = [&](int i) { return Scales(mul(load(scales + i * room + s), scale)); };
+        const Scales some[kIntegerRows] = {both(0), both(1), both(2), both(3)};
+        for (int i = 0; i < kIntegerRows; ++i)
+          bias[i] = fma(load(biases + i * room + s), sum, bias[i]);
+        const int end = static_cast<int>(smaller(U::count, units - u));
+        for (int j = 0; j < end; ++j) {
+          I part[kIntegerRows];
+          U::dots(codes + U::fields * 64 * (u + j), stride(),
+                  values + U::value_nbytes * (u + j), part);
+          for (int i = 0; i < kIntegerRows; ++i)
+            total[i] = fma(floats(part[i]), some[i].template of<U::spans>(j), total[i]);
         }
       }
+      for (int i = 0; i < kIntegerRows; ++i) out[i] = add(total[i], bias[i]);
     }
-    for (int t = 0; t < kIntegerTokens; ++t)
-      for (int i = 0; i < kIntegerRows; ++i) totals[t * kIntegerRows + i] = total[t][i];
-  }
-
-  // Units [u, u + count) of a row as words.
-  static void unpack_row(const Matrix& m, int64_t r, int64_t u, int64_t count, uint8_t* out) {
-    const uint8_t* codes = m.weight + r * m.row_nbytes();
-    const int64_t whole = m.cols / U::columns;
-    for (int64_t j = 0; j < count; ++j, ++u, out += 64 * U::fields) {
-      uint8_t rest[64] = {};
-      const uint8_t* p = codes + U::nbytes * u;
-      if (u >= whole) {
-        std::memcpy(rest, p, m.cols % U::columns / 8 * bits);
-        p = rest;
-      }
-      const auto codes = U::parts(p);
-      for (int f = 0; f < U::fields; ++f) store_bytes(out + 64 * f, codes.of[f]);
-    }
-  }
+  };
 
   static void many(const Matrix& m, const Row* x, int64_t tokens, int64_t first, int64_t last,
                    float* y, int64_t y_stride) {
-    constexpr int64_t chunk = kIntegerColumns / U::columns;  // units
-    constexpr int64_t chunk_spans = kIntegerColumns / span, scale_stride = chunk_spans + 16;
-    constexpr int64_t tile_sums = kIntegerTokens * kIntegerRows;
-    const int64_t room = span_room(m), units = (m.cols + U::columns - 1) / U::columns;
-    const int64_t tiles = (tokens + kIntegerTokens - 1) / kIntegerTokens;
-    auto* scales = static_cast<float*>(
-        scratch(Piece::numbers, 4 * (2 * kIntegerRows * room + tile_sums * scale_stride)));
-    float* biases = scales + kIntegerRows * room;
-    float* both = biases + kIntegerRows * room;
-    auto* words =
-        static_cast<uint8_t*>(scratch(Piece::weights, kIntegerRows * stored_nbytes));
-    auto* totals = static_cast<F*>(scratch(Piece::sums, tiles * tile_sums * sizeof(F)));
+    Rows rows(m);
     for (int64_t r = first; r < last; r += kIntegerRows) {
-      for (int i = 0; i < kIntegerRows; ++i) {
-        spread_numbers(m, m.scales, smaller(r + i, last - 1), scales + i * room);
-        spread_numbers(m, m.biases, smaller(r + i, last - 1), biases + i * room);
+      const int64_t count = smaller(kIntegerRows, last - r);
+      for (int i = 0; i < kIntegerRows; ++i) rows.open(m, smaller(r + i, last - 1), i);
+      for (int64_t t = 0; t < tokens; t += 4) {
+        F totals[4 * kIntegerRows];
+        float found[4 * kIntegerRows];
+        for (int64_t j = 0; j < 4; ++j)
+          if (t + j < tokens) rows.times(x[t + j], totals + j * kIntegerRows);
+        store(found, sums(totals));
+        for (int64_t j = 0; j < smaller(4, tokens - t); ++j)
+          std::memcpy(y + (t + j) * y_stride + r - first, found + j * kIntegerRows, 4 * count);
       }
-      for (int64_t i = 0; i < tiles * tile_sums; ++i) totals[i] = zero();
-      for (int64_t u = 0; u < units; u += chunk) {
-        const int64_t count = smaller(chunk, units - u);
-        for (int i = 0; i < kIntegerRows; ++i)
-          unpack_row(m, smaller(r + i, last - 1), u, count, words + i * stored_nbytes);
-        for (int64_t b = 0; b < tiles; ++b) {
-          const int16_t* at[kIntegerTokens];
-          for (int t = 0; t < kIntegerTokens; ++t) {
-            const Row& row = x[smaller(b * kIntegerTokens + t, tokens - 1)];
-            at[t] = static_cast<const int16_t*>(row.values) + u * U::columns;
-            for (int i = 0; i < kIntegerRows; ++i)
-              for (int64_t s = 0; s < count * spans; s += 16)
-                store(both + (t * kIntegerRows + i) * scale_stride + s,
-                      mul(load(scales + i * room + u * spans + s),
-                          load(row.scales + u * spans + s)));
-          }
-          tile(words, at, both, scale_stride, count, totals + b * tile_sums);
-        }
-      }
-      for (int64_t t = 0; t < tokens; ++t)
-        for (int i = 0; i < kIntegerRows && r + i < last; ++i)
-          y[t * y_stride + r + i - first] =
-              sum(add(totals[t * kIntegerRows + i],
-                      bias_sum(biases + i * room, x[t].sums, room)));
     }
   }
 };

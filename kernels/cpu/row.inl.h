@@ -3,27 +3,39 @@
 
 // The integer form works on units: 64 bytes of 2- or 4-bit codes, or 64 codes unpacked to bytes.
 // Codes lie in fields of every byte, or of every 16-bit word where products of bytes are missing.
-constexpr int unit_of(int bits) { return bits == 2 ? 256 : bits == 4 ? 128 : 64; }
-constexpr int fields_of(int bits) { return unit_of(bits) / (has_digits ? 64 : 32); }
+// Digits of spans of 64 always come in units of 256: smaller ones are taken together and crossed,
+// so that every register has the same four spans, and one step is enough for them.
+constexpr bool crossed(int bits, int span) { return has_digits && bits != 2 && span == 64; }
+constexpr int unit_of(int bits, int span) {
+  return bits == 2 || crossed(bits, span) ? 256 : bits == 4 ? 128 : 64;
+}
+constexpr int fields_of(int bits, int span) { return unit_of(bits, span) / (has_digits ? 64 : 32); }
 
-// A unit's activations in the order of its fields: numbers of 16 bits, or all their high digits and
-// then all their low ones. `count` numbers from `within` on.
-template <int fields>
-inline void place_words(const int16_t* words, int64_t within, int64_t count, void* unit) {
-  constexpr int columns = fields * (has_digits ? 64 : 32);
-  auto* high = static_cast<int8_t*>(unit);
-  auto* whole = static_cast<int16_t*>(unit);
-  for (int64_t i = 0; i < count; i += fields)
-    for (int f = 0; f < fields; ++f) {
-      const int word = words[i + f];
-      const int64_t at = (within + i) / fields;
-      if (has_digits) {
-        high[64 * f + at] = static_cast<int8_t>((word + 128) >> 8);
-        high[columns + 64 * f + at] = static_cast<int8_t>(word);
-      } else {
-        whole[32 * f + at] = static_cast<int16_t>(word);
-      }
+// 64 numbers, those of a unit from column `within` on, in the order of its fields: numbers of 16
+// bits, or all the unit's high digits and then all its low ones.
+// `packed` codes lie in a byte.
+template <int fields, int packed>
+inline void place_words(const int16_t* words, int64_t within, void* unit) {
+  constexpr int each = 64 / fields;
+  const int64_t at = within / fields;
+  if (has_digits) {
+    int8_t high[64], low[64];
+    for (int i = 0; i < 64; ++i) {
+      high[i] = static_cast<int8_t>((words[i] + 128) >> 8);
+      low[i] = static_cast<int8_t>(words[i]);
     }
+    auto* out = static_cast<int8_t*>(unit) + at;
+    for (int f = 0; f < fields; ++f)
+      for (int i = 0; i < each; ++i) {
+        const int from = f / packed * each * packed + i * packed + f % packed;
+        out[64 * f + i] = high[from];
+        out[64 * (fields + f) + i] = low[from];
+      }
+  } else {
+    auto* out = static_cast<int16_t*>(unit) + at;
+    for (int f = 0; f < fields; ++f)
+      for (int i = 0; i < each; ++i) out[32 * f + i] = words[fields * i + f];
+  }
 }
 
 inline int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
@@ -46,7 +58,7 @@ Row prepare_integer(const Matrix& m, const float* x, void* memory) {
   auto* scales = reinterpret_cast<float*>(values + value_room(m));
   float* sums = scales + span_room(m);
   std::memset(memory, 0, row_nbytes(m, true));
-  const int64_t unit = unit_of(m.bits), fields = fields_of(m.bits), span = m.span();
+  const int64_t span = m.span(), unit = unit_of(m.bits, span), fields = fields_of(m.bits, span);
   for (int64_t start = 0; start < m.cols; start += 64) {
     const int64_t count = smaller(64, m.cols - start);
     F v[4], top = zero(), poison = zero();
@@ -72,11 +84,15 @@ Row prepare_integer(const Matrix& m, const float* x, void* memory) {
       sums[at] = scale * sum(total);
     }
     int16_t* out = values + start / unit * unit;
-    switch (fields) {
-      case 1: place_words<1>(words, start % unit, 64, out); break;
-      case 2: place_words<2>(words, start % unit, 64, out); break;
-      case 4: place_words<4>(words, start % unit, 64, out); break;
-      default: place_words<8>(words, start % unit, 64, out);
+    const int packed = m.bits == 2 ? 4 : m.bits == 4 ? 2 : 1;
+    switch (10 * fields + packed) {
+      case 11: place_words<1, 1>(words, start % unit, out); break;
+      case 21: place_words<2, 1>(words, start % unit, out); break;
+      case 41: place_words<4, 1>(words, start % unit, out); break;
+      case 22: place_words<2, 2>(words, start % unit, out); break;
+      case 42: place_words<4, 2>(words, start % unit, out); break;
+      case 44: place_words<4, 4>(words, start % unit, out); break;
+      default: place_words<8, 4>(words, start % unit, out);
     }
   }
   return {values, scales, sums};
