@@ -1,10 +1,12 @@
 #include "read_pool.h"
 
+#include <pthread.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -103,6 +105,13 @@ void scatter(const char* source, const std::vector<iovec>& parts) {
   }
 }
 
+// getpid without the system call, of which every wait would make several.
+pid_t this_process() {
+  static std::atomic<pid_t> known{getpid()};
+  static const int told = pthread_atfork(nullptr, nullptr, [] { known.store(getpid()); });
+  return told == 0 ? known.load() : getpid();
+}
+
 char* page_of(std::vector<char>& staging) {
   if (staging.empty()) staging.resize(STAGING_BYTES + ALIGNMENT);
   uintptr_t address = reinterpret_cast<uintptr_t>(staging.data());
@@ -111,8 +120,8 @@ char* page_of(std::vector<char>& staging) {
 
 }  // namespace
 
-Home::Home() : pid_(getpid()) {}
-bool Home::here() const { return getpid() == pid_; }
+Home::Home() : pid_(this_process()) {}
+bool Home::here() const { return this_process() == pid_; }
 void Home::require() const {
   if (!here())
     throw std::runtime_error("the reader belongs to process " + std::to_string(pid_) +
