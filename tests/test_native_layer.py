@@ -224,3 +224,38 @@ def test_a_state_of_another_type_goes_through_the_stages(packed, sample, make_mo
     with model.intercept("layers.*", lambda result, path: None):
         for part in found:
             np.testing.assert_array_equal(np.array(model(ids, states[1])), part)
+
+
+def by_token(model, ids, k=None):
+    return logits(model, ids, 1, k)[0]
+
+
+def test_tokens_of_one_k_after_another(packed, sample, make_model):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:8]
+    for k in (None, 5, 1, None):
+        found = by_token(model, ids, k)
+        with model.intercept("layers.*", lambda result, path: None):
+            np.testing.assert_array_equal(by_token(model, ids, k), found)
+
+
+def test_a_router_with_a_k_of_its_own(packed, sample, make_model):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:8]
+    before = by_token(model, ids)
+    model.layers[1].router.num_experts_per_tok = 2
+    found = by_token(model, ids)
+    assert not np.array_equal(found, before)
+    with model.intercept("layers.*", lambda result, path: None):
+        np.testing.assert_array_equal(by_token(model, ids), found)
+
+
+@pytest.mark.parametrize("capacity", [0, 100_000, 200_000, None])
+def test_a_token_counts_what_it_finds_and_reads(packed, sample, make_model, capacity):
+    """As stage by stage, whatever the bank holds."""
+    path, ids = packed("golden/hf"), sample("golden/hf")[0][:40]
+    model, other = (make_model(path, capacity=capacity) for _ in range(2))
+    expected = by_token(model, ids)
+    with other.intercept("layers.*", lambda result, path: None):
+        np.testing.assert_array_equal(by_token(other, ids), expected)
+    banks = [one.layers[0].fetch.bank for one in (model, other)]
+    assert banks[0].counts == banks[1].counts and banks[0].counts.misses > 0
+    assert sorted(banks[0].contents()) == sorted(banks[1].contents())

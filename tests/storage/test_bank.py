@@ -46,6 +46,42 @@ def test_first_request_misses_and_the_second_hits(make):
     assert make(4).counts.hit_rate == 0
 
 
+def test_find_is_place_where_nothing_is_missing(make):
+    """Slots, counts, and the order in which experts will go."""
+    one, other = make(4), make(4)
+    for bank in (one, other):
+        bank.place(0, [1, 2])
+        bank.place(1, [1, 2])
+    slots = other.place(0, [1, 2]).slots
+    assert one.find(0, [2, 1]) == [slots[2], slots[1]] and one.counts == other.counts
+    for bank in (one, other):
+        bank.place(1, [3])
+        bank.place(0, [5])
+        bank.place(1, [6])
+    assert sorted(one.contents()) == sorted(other.contents()) == [(0, 2), (0, 5), (1, 3), (1, 6)]
+
+
+def test_find_of_what_is_not_all_there_changes_nothing(make):
+    bank = make(2)
+    bank.place(0, [1])
+    bank.place(0, [2])
+    assert bank.find(0, [1, 3]) is None and bank.find(1, [1]) is None
+    assert (bank.counts.hits, bank.counts.misses) == (0, 2)
+    bank.place(0, [4])
+    assert sorted(bank.contents()) == [(0, 2), (0, 4)]  # 1 was not used
+    nothing = make(0, workspace=2)
+    nothing.place(0, [1])
+    assert nothing.find(0, [1]) is None  # a bank that keeps nothing has nothing to be found
+
+
+def test_find_waits_for_reads_under_way(make):
+    """One that fails is forgotten then, and not found."""
+    bank = make(4)
+    bank.place(0, [1])
+    bank.landing(lambda: bank.forget([(0, 1)]))
+    assert bank.find(0, [1]) is None
+
+
 def test_lru_over_layers(make):
     bank = make(4)
     bank.place(0, [1, 2])

@@ -1,0 +1,95 @@
+"""What a token leaves in its memory tells of it what listeners would be told."""
+
+import mlx.core as mx
+import pytest
+
+from flashmoe_lab import native
+from flashmoe_lab.storage.blocks import ReadError
+from flashmoe_lab.storage.page_cache import warm
+from flashmoe_lab.watch import NOBODY, Watch
+
+pytestmark = pytest.mark.skipif(
+    mx.default_device() != mx.cpu or not native.available, reason="native on a CPU only"
+)
+PROMPT = [5, 17, 301, 44, 8, 9]
+
+
+class Listening(Watch):
+    """Wants to be told of every layer's router, so that no token goes unheard."""
+
+    def __init__(self):
+        self.listeners = {f"layers.{n}.router": lambda result: None for n in range(4)}
+
+
+@pytest.mark.parametrize("reader", ["pread", "direct", "mmap"])
+@pytest.mark.parametrize("bank_gb", [0.0, 0.0001, 0.0003, None])
+def test_what_tokens_leave_in_memory_is_what_listeners_hear(
+    open_engine, packed, use_kernels, bank_gb, reader
+):
+    use_kernels("native")
+    path, traces = packed("golden/hf", 4), []
+    for watch in (NOBODY, Listening()):
+        with open_engine(path, bank_gb=bank_gb, reader=reader, split=2) as engine:
+            [warm(layer.path) for layer in engine.checkpoint.layers]
+            traces.append(
+                engine.stream_generate(PROMPT, 30, trace="flow", watch=watch).wait().trace
+            )
+    memory, heard = traces
+    assert memory.routing.equals(heard.routing)
+    place = ["token", "layer", "expert", "offset"]
+    same = [*place, "nbytes", "source", "wanted", "used"]
+    reads = [trace.reads.sort_values(place, ignore_index=True)[same] for trace in traces]
+    assert reads[0].equals(reads[1])
+    spans = [
+        trace.spans[trace.spans.stage.isin(["to_router", "experts"])]
+        .groupby(["token", "layer", "stage"], observed=True)
+        .size()
+        .index.to_list()
+        for trace in traces
+    ]
+    assert spans[0] == spans[1] and len(spans[0]) == 30 * 4 * 2
+
+
+def test_a_token_whose_read_fails_claims_nothing_of_it(open_engine, packed, monkeypatch):
+    """Neither that the bank held those experts, nor that the layer was computed."""
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0) as engine:
+        submit, asked = engine.reader.submit, []
+
+        def sixth_fails(reads):
+            asked.append(reads.layer)
+            if len(asked) == 4 + 6:
+                raise ReadError(5, "the disk is gone")
+            return submit(reads)
+
+        monkeypatch.setattr(engine.reader, "submit", sixth_fails)
+        run = engine.stream_generate([5], 5, trace="flow")  # one wave a layer
+        with pytest.raises(ReadError):
+            run.wait()
+    trace = run.trace
+    assert set(trace.reads.token) == {0, 1, 2} and set(trace.routing.token) == {0, 1}
+    last = trace.reads[trace.reads.token == 2]
+    assert last.layer.tolist() == [0] * 3 and (last.nbytes > 0).all()
+    spans = trace.spans[(trace.spans.token == 2) & (trace.spans.layer == 1)]
+    assert spans.stage.tolist() == ["to_router"]
+
+
+def test_a_pass_within_a_pass_has_memory_of_its_own(open_engine, packed):
+    """A hook may run the model on something else while a token is on its way, which is no part of
+    the record."""
+    within = []
+
+    def another(result, path):
+        if len(within) % 2 == 0:  # the one within is intercepted too
+            within.append(path)
+            engine.model([3], engine.model.empty_state())
+            within.append(path)
+
+    with open_engine(packed("golden/hf", 4)) as engine:
+        expected = engine.stream_generate(PROMPT, 6, trace="flow").wait()
+        with engine.intercept("layers.1.mixer", another):
+            found = engine.stream_generate(PROMPT, 6, trace="flow").wait()
+    assert len(within) == 2 * 6 and found.tokens == expected.tokens
+    assert found.trace.routing.equals(expected.trace.routing)
+    asked = ["token", "layer", "expert"]
+    found, expected = (run.trace.reads.sort_values(asked)[asked] for run in (found, expected))
+    assert found.to_numpy().tolist() == expected.to_numpy().tolist()
