@@ -46,9 +46,9 @@ def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None
     word = shown(str(trace.tokens.set_index("token").text[token]))
     where = "" if layer is None else f", layer {layer}"
     title = f"Reads while token {token} {word} went through the model{where}"
-    figure, axes = canvas(title, conditions(trace), height=4.4)
-    ax = axes[0, 0]
     threads = _threads_at_work(trace)
+    figure, axes = canvas(title, conditions(trace), height=2.0 + 0.25 * len(threads))
+    ax = axes[0, 0]
     places = {thread: place for place, thread in enumerate(threads)}
     _bars(ax, spans, LANE, data)
     _bars(ax, reads.assign(row=reads.row.map(places)), SOURCE, data)

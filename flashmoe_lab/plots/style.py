@@ -3,6 +3,7 @@
 The palette is Okabe and Ito's; a colour means the same thing in every figure.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from textwrap import fill
@@ -120,6 +121,7 @@ def conditions(trace: Trace) -> str:
     """A caption: the model and how it ran."""
     facts = trace.facts
     name = str(facts["model"]).rstrip("/").rsplit("/", 1)[-1]
+    name = re.sub(r"-[0-9a-f]{16}$", "", name)  # the digest of a pack in the cache
     bank = f"bank {facts['bank_slots']} slots" if facts["bank_keeps"] else "no bank"
     notes = [f"lossy: {facts['lossy']}"] if facts.get("lossy") else []
     notes += [f"intercepted {facts['intercepted']}"] if facts.get("intercepted") else []
