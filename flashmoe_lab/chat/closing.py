@@ -13,6 +13,7 @@ from llguidance import LLMatcher, LLTokenizer
 _PROBE = "~"
 _CLOSE_TEXT = ("\n</parameter>\n", '"')
 _CLOSE_PARTS = ("}", "]", "</function>\n")
+_LONGEST_REASON = 300
 
 
 class Closer:
@@ -29,12 +30,18 @@ class Closer:
         self._close_parts = [tokenizer.tokenize_str(text) for text in _CLOSE_PARTS]
 
     def way(self, matcher: LLMatcher, longest: int) -> list[int] | None:
-        """Tokens after which the text may end, perhaps none; None if so many do not do."""
+        """Tokens after which the text may end, perhaps none; None if so many do not do.
+
+        Raises:
+            ValueError: the grammar takes too much work.
+        """
         matcher, found = matcher.deep_copy(), list[int]()
         while not matcher.is_accepting():
             step = self._step(matcher)
             found += step
             if not step or len(found) > longest or not matcher.consume_tokens(step):
+                if matcher.is_error():
+                    raise ValueError(" ".join(matcher.get_error().split())[:_LONGEST_REASON])
                 return None
         return found
 

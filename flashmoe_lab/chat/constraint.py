@@ -21,6 +21,7 @@ from flashmoe_lab.chat.closing import Closer, allowed_tokens
 _JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _FAR = 64  # tokens from the end; that far from it, and from the way there, nobody looks for a way
 _LONGEST_REASON = 300
+_MOST_PATTERNS = 8  # that are to be met together: each may double llguidance's work, without end
 
 
 class Grammars:
@@ -46,6 +47,7 @@ class Grammars:
             ValueError: the schema has something that is not supported, or cannot be satisfied.
         """
         try:
+            _check_patterns(schema)
             grammar = LLMatcher.grammar_from_json_schema(dict(schema), overrides=_JSON)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the JSON schema cannot be used: {error}") from None
@@ -63,6 +65,7 @@ class Grammars:
         Raises:
             ValueError: a name or schema that cannot be written in that format.
         """
+        _check_patterns(tools)
         grammar = LLMatcher.grammar_from_lark(call_grammar(tools, self._tag, several))
         return self._made(grammar, "the tools' schemas", max_tokens)
 
@@ -85,8 +88,11 @@ class Grammars:
         return tokenizer.decode_bytes([token]) if token < tokenizer.vocab_size else b""
 
     def _made(self, grammar: str, what: str, max_tokens: int) -> "InTime":
-        closer = Closer(self._tokenizer, self._stop_ids)
-        return InTime(GrammarConstraint(self._tokenizer, grammar, what), closer, max_tokens)
+        constraint = GrammarConstraint(self._tokenizer, grammar, what)
+        try:
+            return InTime(constraint, Closer(self._tokenizer, self._stop_ids), max_tokens)
+        except ValueError as error:
+            raise ValueError(f"{what} took too much work: {error}") from None
 
     @property
     def _tokenizer(self) -> LLTokenizer:
@@ -114,6 +120,7 @@ class GrammarConstraint:
         self.matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         self._what = what
         self._check("cannot be used")
+        self.allowed()  # what is too much work from the beginning on is said here
 
     def allowed(self) -> np.ndarray:
         """bool [ids]: what may come next; the stop ids where the form is complete.
@@ -188,10 +195,13 @@ class InTime:
         if token in self._closer.stop_ids or left > 4 * self._length + _FAR:
             return True
         after = self._inner.matcher.deep_copy()
-        if after.consume_token(token) and self._know(self._closer.way(after, left - 1)):
-            return True
-        if self._know(self._closer.way(self._inner.matcher, left) if way is None else way):
-            return False
+        try:
+            if after.consume_token(token) and self._know(self._closer.way(after, left - 1)):
+                return True
+            if self._know(self._closer.way(self._inner.matcher, left) if way is None else way):
+                return False
+        except ValueError:  # ways take more work than the text itself
+            pass
         self._hopeless = True
         return True
 
@@ -234,6 +244,27 @@ class After:
 
 
 Form = InTime | After
+
+
+def _check_patterns(schemas: Any) -> None:
+    """ValueError where "allOf" may join too many patterns."""
+    found: list[tuple[str, Any]] = []
+    left = [schemas]
+    while left:
+        value = left.pop()
+        found += value.items() if isinstance(value, Mapping) else ()
+        left += (
+            value.values()
+            if isinstance(value, Mapping)
+            else value
+            if isinstance(value, list)
+            else ()
+        )
+    patterns = {str(value) for key, value in found if key in ("pattern", "format")}
+    if len(patterns) > _MOST_PATTERNS and any(key == "allOf" for key, _ in found):
+        raise ValueError(
+            f"it has allOf and {len(patterns)} patterns or formats; {_MOST_PATTERNS} are allowed"
+        )
 
 
 def _only(tokens: Sequence[int], count: int) -> np.ndarray:

@@ -125,10 +125,12 @@ def test_special_tokens_never_come_within_text(grammars):
         {"$ref": "file:///etc/hostname"},
         {"type": "string", "pattern": "("},
         {"type": "integer", "minimum": 10**40},
+        {"allOf": [{"type": "string", "pattern": f"a{{{n}}}"} for n in range(40)]},
+        {"type": "object", "properties": {f"k{n}": {"type": "string"} for n in range(800)}},
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused(grammars, schema):
-    with pytest.raises(ValueError, match="the JSON schema cannot be used: "):
+    with pytest.raises(ValueError, match="the JSON schema (cannot be used|took too much work): "):
         grammars.json(schema, 9999)
 
 
@@ -230,7 +232,7 @@ def bounded(constraint: Form, rng: np.random.Generator, max_tokens: int) -> list
 def test_json_is_complete_within_its_tokens(grammars, folder, rng, max_tokens):
     """The model would write for ever; the shortest object of this schema has some 100 bytes."""
     tokenizer, hurried = Tokenizer(folder), False
-    for _ in range(6):
+    for _ in range(3):
         constraint = grammars.json(LONG, max_tokens)
         value = json.loads(tokenizer.decode(bounded(constraint, rng, max_tokens)))
         jsonschema.validate(value, LONG)
@@ -241,7 +243,7 @@ def test_json_is_complete_within_its_tokens(grammars, folder, rng, max_tokens):
 @pytest.mark.parametrize("max_tokens", [100, 300])
 def test_calls_are_complete_within_their_tokens(grammars, folder, rng, max_tokens):
     tokenizer = Tokenizer(folder)
-    for _ in range(8):
+    for _ in range(4):
         tokens = bounded(grammars.calls([WEATHER], max_tokens), rng, max_tokens)
         events = parse(tokenizer.decode(tokens), [WEATHER])
         assert events and all(isinstance(event, ToolCall) for event in events)
