@@ -26,14 +26,14 @@ class LivePass:
     Attributes:
         tokens: how many went through together.
         start_ns: when it began.
-        experts: layer -> which experts it chose, [T, K].
+        experts: layers [n] together with the experts that they chose, [n, ...].
         fetched: what was read; complete once the pass is over.
         layer_end_ns: layer -> when it ended.
     """
 
     tokens: int
     start_ns: int
-    experts: dict[int, np.ndarray] = field(default_factory=dict)
+    experts: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     fetched: list[Fetched] = field(default_factory=list)
     layer_end_ns: dict[int, int] = field(default_factory=dict)
 
@@ -58,9 +58,11 @@ class Live(Watch):
         return frozenset()
 
     def _fetched(self, layer: int) -> Callable[[Any], None]:
+        number = np.array([layer])
+
         def listener(fetched: Fetched) -> None:
             if self._under_way is not None:
-                self._under_way.experts[layer] = fetched.experts
+                self._under_way.experts.append((number, fetched.experts))
                 self._under_way.fetched.append(fetched)
 
         return listener
@@ -95,9 +97,11 @@ class Live(Watch):
                 zip(noted[::LAYER_NUMBERS], noted[LAYER_NUMBERS - 1 :: LAYER_NUMBERS], strict=True)
             )
             done.fetched += [fetched for _, fetched, _ in memory.reads[reads:]]
+            told = [layer for layers, _ in done.experts for layer in layers]
+            unseen = np.delete(np.arange(self._layers), told)
             k = memory.num_experts_per_tok
-            experts = routing_parts(memory.routing, self._layers, k)[1].copy()
-            done.experts |= {layer: experts[layer][None] for layer in noted[::LAYER_NUMBERS]}
+            experts = routing_parts(memory.routing, self._layers, k)[1]
+            done.experts.append((unseen, experts[unseen]))
         self._over.append(done)
 
     def taken(self) -> list[LivePass]:

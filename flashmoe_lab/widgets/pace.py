@@ -1,10 +1,10 @@
-"""Pace: how often something may be drawn, so that drawing takes a small share of the time at most,
-on whatever machine."""
+"""Pace: how often something may be drawn, so that drawing takes a small share of the time, on
+whatever machine."""
 
 from time import perf_counter
 
 SHARE = 0.04
-LEAST_S = 0.2
+LEAST_S, MOST_S = 0.2, 2.0  # between two drawings; nobody waits longer for a sign of life
 
 
 class Pace:
@@ -24,4 +24,5 @@ class Pace:
 
     def __exit__(self, *exception: object) -> None:
         now = perf_counter()
-        self._next = now + max(self._least_s, (now - self._begun) / self._share)
+        wanted = (now - self._begun) / self._share
+        self._next = now + min(max(wanted, self._least_s), MOST_S)

@@ -148,6 +148,7 @@ class Playground:
     def _follow(self, engine: Engine, prompt: str, setting: Setting) -> Played:
         live, pace = Live(len(engine.layers)), Pace()
         figure = LiveFigure(len(engine.layers), engine.config.num_experts, engine.reader.threads)
+        figure.png()  # the first takes long; the next have most of it already
         told = lambda done, of: self._say(f"prompt: {done} of {of} tokens")  # noqa: E731
         self._run = run = begin(engine, prompt, setting, live, told)
         if self._stopped:  # before there was a run to tell
