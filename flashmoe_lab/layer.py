@@ -25,6 +25,7 @@ from flashmoe_lab.stages.router import Router
 from flashmoe_lab.stages.shared_expert import SharedExpert
 from flashmoe_lab.state import LayerState
 from flashmoe_lab.token_memory import TokenMemory
+from flashmoe_lab.units import format_nbytes
 
 Steps = Generator[tuple[str, Any], Any, mx.array]
 
@@ -100,11 +101,20 @@ class Layer:
         return h + routed + self.shared_expert.reference(normed)
 
     def _repr_html_(self) -> str:
-        file = self.fetch.file
+        file, bank, k = self.fetch.file, self.fetch.bank, self.router.num_experts_per_tok
+        stages = (self.input_norm, self.mixer, self.post_norm, self.router, self.shared_expert)
+        resident = sum(array.nbytes for stage in stages for array in stage.arrays())
+        with bank.lock:
+            held = sum(layer == self.index for layer, _ in bank.contents())
+        block, experts = file.layout.block_nbytes, file.num_experts
         rows = {
             "mixer": type(self.mixer).__name__,
-            "experts": f"{file.num_experts}, {self.router.num_experts_per_tok} a token",
-            "one expert": f"{file.layout.block_nbytes:,} bytes, {file.layout.label}",
-            "file": file.path.name,
+            "experts": f"{experts}, {k} a token",
+            "one expert": f"{block:,} bytes, {file.layout.label}",
+            "resident": format_nbytes(resident),
+            "on disk": f"{format_nbytes(experts * block)} of experts in {file.path.name}",
+            "in the bank": f"{held} of {experts} experts",
+            "a token": f"works with {format_nbytes(resident + k * block)}, "
+            f"of which it reads at most {format_nbytes(k * block)}",
         }
         return card(f"Layer {self.index} ({self.kind})", rows)

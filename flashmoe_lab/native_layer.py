@@ -5,7 +5,7 @@ kernels/cpu/block.h has the order of what they do, layer.py the stages'; tests h
 bits. What the calls need is made of the layer's parts once, and again when one has changed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ class NativeLayer:
         )
         self._stacks = layer.experts.weights.stacks()
         stages = (before, layer.mixer, after, router, layer.shared_expert)
-        arrays = [array for stage in stages for array in _arrays(stage)]
+        arrays = [array for stage in stages for array in stage.arrays()]
         arrays += layer.experts.weights.components.values()
         self._places = native.Places(tuple(arrays))
         self._held = (*arrays, *map(native.alias, arrays))  # as Places wants it
@@ -167,12 +167,3 @@ class NativeLayer:
                 return mx.array(out)
         routed = layer.experts(mx.array(normed), routing, fetched)
         return mx.array(stream + native.floats(routed) + shared)
-
-
-def _arrays(part: Part) -> Iterator[mx.array]:
-    """All arrays of a part and of its own parts."""
-    for value in vars(part).values():
-        if isinstance(value, mx.array):
-            yield value
-        elif isinstance(value, Part):
-            yield from _arrays(value)

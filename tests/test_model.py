@@ -10,6 +10,7 @@ import pytest
 from flashmoe_lab import Routing, ban, kernels
 from flashmoe_lab.model import Model
 from flashmoe_lab.stages.expert_fetch import Fetched
+from flashmoe_lab.units import format_nbytes
 
 on_cpu = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="bitwise on a CPU only")
 IDS = list(range(5, 45))
@@ -328,4 +329,15 @@ def test_one_hook_is_called_at_its_stage_only(model, monkeypatch):
 def test_layer_card(model):
     html = model.layers[3]._repr_html_()
     assert "Layer 3 (full_attention)" in html and "8, 3 a token" in html
-    assert "layer_03.safetensors" in html
+    assert "layer_03.safetensors" in html and "0 of 8 experts" in html
+    layer, block = model.layers[3], model.layers[3].fetch.file.layout.block_nbytes
+    mixer = (layer.mixer.q_proj, layer.mixer.k_proj, layer.mixer.v_proj, layer.mixer.o_proj)
+    shared = layer.shared_expert
+    others = (shared.gate_proj, shared.up_proj, shared.down_proj, shared.shared_expert_gate)
+    norms = (layer.input_norm, layer.post_norm, layer.mixer.q_norm, layer.mixer.k_norm)
+    resident = sum(part.nbytes for part in (*mixer, *others, layer.router.gate))
+    resident += sum(norm.weight.nbytes for norm in norms)
+    assert f">{format_nbytes(resident)}</td>" in html
+    assert f"works with {format_nbytes(resident + 3 * block)}" in html
+    layer.fetch.of(np.array([[1, 2, 5]])).wait()
+    assert "3 of 8 experts" in layer._repr_html_()

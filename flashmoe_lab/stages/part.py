@@ -5,7 +5,10 @@ by one number whether any was changed since. What is written into an array in pl
 of a part: `native.Places` tells that.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
+
+import mlx.core as mx
 
 
 class Part:
@@ -16,6 +19,14 @@ class Part:
     """
 
     changes: ClassVar[int] = 0
+
+    def arrays(self) -> Iterator[mx.array]:
+        """All arrays of it and of its own parts."""
+        for value in vars(self).values():
+            if isinstance(value, mx.array):
+                yield value
+            elif isinstance(value, Part):
+                yield from value.arrays()
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
