@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import flashmoe_lab as fl
+from flashmoe_lab import native
 from flashmoe_lab.stages.router import route
 
 on_cpu = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="bitwise on a CPU only")
@@ -559,6 +560,21 @@ def test_verify_names_file_layer_and_expert(copied, open_engine):
 def test_verify_finds_nothing_wrong(packed, open_engine, engine):
     verified = open_engine(packed("golden/hf"), verify=True, resident=True)
     np.testing.assert_array_equal(verified.logits(IDS), engine.logits(IDS))
+
+
+@on_cpu
+@pytest.mark.parametrize("kernels", ["mlx", "native"])
+def test_verifying_while_streaming_changes_nothing(packed, open_engine, use_kernels, kernels):
+    """A prompt that names every expert of a layer, so that the last unchecked block comes with the
+    first read."""
+    if kernels == "native" and not native.available:
+        pytest.skip("the native kernels were not built")
+    use_kernels(kernels)
+    prompt = list(range(3, 103))
+    expected = open_engine(packed("golden/hf")).logits(prompt)
+    verified = open_engine(packed("golden/hf"), verify=True)
+    for _ in range(2):
+        np.testing.assert_array_equal(verified.logits(prompt), expected)
 
 
 # Opening and closing

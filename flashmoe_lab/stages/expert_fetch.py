@@ -74,10 +74,11 @@ class Landing:
     def parts(self) -> Iterator[Placement]:
         """The placement in parts: what the bank held, then the misses as they come."""
         slots, misses = self.placement.slots, self.placement.misses
+        verifies = self.fetch.verifies  # no longer, once the last of its blocks was checked
         held = {expert: slot for expert, slot in slots.items() if expert not in misses}
         if held:
             yield replace(self.placement, slots=held, misses=())
-        if not self.fetch.verifies:
+        if not verifies:
             landed = self._pending.landed(self.fetch.landing_blocks)
             while numbers := self._waited(lambda: next(landed, None)):
                 came = tuple(misses[number] for number in sorted(numbers))
@@ -85,7 +86,7 @@ class Landing:
                     layer=self.placement.layer, slots={e: slots[e] for e in came}, misses=came
                 )
         self.finish()
-        if self.fetch.verifies:
+        if verifies:
             yield replace(self.placement, slots={expert: slots[expert] for expert in misses})
 
     @property
