@@ -29,7 +29,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
 def test_the_first_notebook_is_open_and_the_model_is_demo(started: Any) -> None:
     main(["lab"])
     ((command, environment),) = started
-    assert command[1:] == ["-m", "jupyterlab", str(NOTEBOOKS / "01_quickstart.ipynb")]
+    first = "--LabApp.default_url=/lab/tree/01_quickstart.ipynb"
+    assert command[1:] == ["-m", "jupyterlab", f"--ServerApp.root_dir={NOTEBOOKS}", first]
     assert environment["FLASHMOE_MODEL"] == "demo" and environment["PATH"] == os.environ["PATH"]
 
 

@@ -16,6 +16,7 @@ from flashmoe_lab.demo import NAME, is_demo
 
 MODEL = "FLASHMOE_MODEL"  # the environment variable from which notebooks take their model
 FIRST = "01_quickstart.ipynb"
+_ADDRESS = f"/lab/tree/{FIRST}"
 _PACKAGE = Path(__file__).parents[1]
 _COPIES = "flashmoe_notebooks"
 
@@ -39,8 +40,9 @@ def _lab(options: argparse.Namespace) -> int:
         model, jupyter = NAME, [model, *jupyter]
     if not is_demo(model):
         model = str(PackedCheckpoint(model).path.resolve())  # a wrong path is found out now
-    first = notebooks_directory() / FIRST
-    command = [sys.executable, "-m", "jupyterlab", str(first), *jupyter]
+    # The address, not a file's name: it is then printed too, for who has the browser elsewhere.
+    where = [f"--ServerApp.root_dir={notebooks_directory()}", f"--LabApp.default_url={_ADDRESS}"]
+    command = [sys.executable, "-m", "jupyterlab", *where, *jupyter]
     os.execve(sys.executable, command, {**os.environ, MODEL: model})
 
 
