@@ -16,6 +16,7 @@ from flashmoe_lab.engine import Engine
 from flashmoe_lab.run import Run
 from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.widgets.controls import RunControls, button, note
+from flashmoe_lab.widgets.drawing import draw
 from flashmoe_lab.widgets.engines import engine_for, prepare
 from flashmoe_lab.widgets.live import Live
 from flashmoe_lab.widgets.live_figure import HEIGHT, WIDTH, LiveFigure
@@ -147,8 +148,9 @@ class Playground:
 
     def _follow(self, engine: Engine, prompt: str, setting: Setting) -> Played:
         live, pace = Live(len(engine.layers)), Pace()
-        figure = LiveFigure(len(engine.layers), engine.config.num_experts, engine.reader.threads)
-        figure.png()  # the first takes long; the next have most of it already
+        sizes = len(engine.layers), engine.config.num_experts, engine.reader.threads
+        figure = draw(lambda: LiveFigure(*sizes))
+        draw(figure.png)  # the first takes long; the next have most of it already
         told = lambda done, of: self._say(f"prompt: {done} of {of} tokens")  # noqa: E731
         self._run = run = begin(engine, prompt, setting, live, told)
         if self._stopped:  # before there was a run to tell
@@ -168,7 +170,7 @@ class Playground:
             '<div aria-live="off" style="white-space:pre-wrap;max-width:75ch;line-height:1.4">'
             f"{escape(tail)}</div>"
         )
-        self.image.value = figure.png()
+        self.image.value = draw(figure.png)
         self.figures.value = note(figure.words, status=False)
         self._say(
             f"{len(run.tokens)} tokens, {decode.tokens_per_second:,.1f} a second, "
@@ -179,7 +181,7 @@ class Playground:
     def _export(self) -> None:
         try:
             self._say("writing figures and trace")
-            files = self.export()
+            files = draw(self.export)
             self._say(f"{len(files)} files are in {self.out.value}")
         except Exception as error:  # a thread's error would be lost
             self._say(f"{type(error).__name__}: {error}", failed=True)

@@ -10,6 +10,8 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import DisplayHandle, display
 
+from flashmoe_lab.widgets.drawing import draw
+
 _NOTHING = {"text/html": "", "text/plain": ""}
 
 
@@ -33,8 +35,7 @@ class Shown:
 
     def show(self, content: Any) -> None:
         """Replace what is there; from any thread."""
-        # Drawn once, here: a figure must not be drawn by two threads at once.
-        self._put(content, {"text/html": content._repr_html_(), "text/plain": repr(content)})
+        self._put(content, {"text/html": draw(content._repr_html_), "text/plain": repr(content)})
 
     def clear(self) -> None:
         """Show nothing."""
