@@ -68,8 +68,9 @@ class Landing:
 
     def settle(self) -> None:
         """Wait for every read, and leave an error to the one who finishes."""
-        with suppress(OSError, ValueError):
-            self.finish()
+        if self._error is None:
+            with suppress(OSError, ValueError):
+                self.finish()
 
     def parts(self) -> Iterator[Placement]:
         """The placement in parts: what the bank held, then the misses as they come."""
@@ -142,7 +143,7 @@ class Fetched:
     @property
     def is_there(self) -> bool:
         """Whether it was all in the bank, and still is; whoever asks holds the bank's lock."""
-        return not self.landings and not self.later and self.fetch.bank.holds(self.placed)
+        return not self.landings and not self.later and self._is_held()
 
     @property
     def slots(self) -> np.ndarray:
@@ -184,13 +185,13 @@ class Fetched:
             ValueError: the first one's slots were given up since it was fetched.
             ReadError, ValueError: as `wait`.
         """
-        if not self.fetch.bank.holds(self.placed):
+        if not self._is_held():
             self.wait()  # a failed read says more than that it is not there
             raise ValueError(
                 f"layer {self.placed.layer}: these experts are no longer in the "
                 "bank; fetch them again"
             )
-        if self.landings and self.landings[0].records is None:
+        if self._is_landing:
             yield from self.landings[0].parts()
         else:
             yield self.placed
@@ -200,6 +201,18 @@ class Fetched:
                 yield from self.landings[-1].parts()
             else:
                 yield placement
+
+    @property
+    def _is_landing(self) -> bool:
+        """Whether the first placement's own reads may be under way."""
+        return bool(self.landings) and self.landings[0].records is None
+
+    def _is_held(self) -> bool:
+        """Whether the first placement's experts lie in its slots, or its own reads bring them."""
+        bank = self.fetch.bank
+        if not self._is_landing:  # but another's may be, of the same experts into the same slots
+            bank.settle()
+        return bank.holds(self.placed)
 
     def _repr_html_(self) -> str:
         self.wait()

@@ -160,7 +160,7 @@ class ExpertBank:
                 f"layer {layer}: {len(experts)} experts at once, "
                 f"the bank has {shelf.pool.slots} slots; use waves()"
             )
-        self._settle()
+        self.settle()
         if not self.keeps:
             self.forget(list(shelf.slot_of))
         keys = [(layer, expert) for expert in experts]
@@ -187,7 +187,7 @@ class ExpertBank:
         them all, and they are to be placed."""
         if not self.keeps:
             return None
-        self._settle()
+        self.settle()
         shelf = self._shelf_of[layer]
         slot_of = shelf.slot_of
         try:
@@ -201,7 +201,7 @@ class ExpertBank:
         return slots
 
     def holds(self, placement: Placement) -> bool:
-        """Whether every expert of a placement still lies in its slot."""
+        """Whether every expert of a placement still lies in its slot, or is on its way to it."""
         slot_of = self._shelf_of[placement.layer].slot_of
         return all(slot_of.get((placement.layer, e)) == slot for e, slot in placement.slots.items())
 
@@ -222,7 +222,8 @@ class ExpertBank:
         """
         self._landing = finish
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Wait for the reads that were announced with `landing`."""
         if self._landing is not None:
             landing, self._landing = self._landing, None
             landing()

@@ -169,6 +169,40 @@ def test_failure_of_another_does_not_stop_the_next(make, reader):
         list(lost.waves())
 
 
+@pytest.mark.parametrize("found", [True, False])
+def test_an_older_fetch_waits_for_a_later_one_into_the_same_slots(make, reader, found):
+    """The bank holds its experts where they were, but what lies there is still to come."""
+    first, second, *_ = make(3)
+    older = first(routing_of([0, 1, 2]))
+    list(older.waves())
+    older = first(routing_of([0, 1, 2])) if found else older
+    list(second(routing_of([0, 1, 2])).waves())
+    later = first(routing_of([0, 1, 2]))
+    assert later.placed.slots == older.placed.slots and reader.given[-1].records == []
+    if found:
+        assert older.is_there
+        check(first, older.placed)
+    for placement in older.waves():
+        check(first, placement)
+
+
+def test_an_interrupt_is_not_told_again_to_the_next(make, reader, monkeypatch):
+    first, second, *_ = make(6)
+    fetched = first(routing_of([3, 7]))
+    held, presses = reader.given[-1], [KeyboardInterrupt()]
+    wait = held.wait
+
+    def interrupted():
+        if presses:
+            raise presses.pop()
+        return wait()
+
+    monkeypatch.setattr(held, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetched.wait()
+    check(second, second(routing_of([1])).first)
+
+
 def test_waves_of_more_than_fit(make):
     fetch = make(3)[0]
     fetched = fetch(routing_of(list(range(E))))
