@@ -4,12 +4,15 @@ Chat templates are not this module's business. Ids that the vocabulary matrix ha
 are padding; `size` tells where they begin, and the sampler never picks one.
 """
 
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from flashmoe_lab.config import read_json
+
+_HALF = re.compile("[\\ud800-\\udfff]")
 
 
 class Tokenizer:
@@ -37,8 +40,17 @@ class Tokenizer:
         self.size = max(ids) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; nothing is put before or after."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of a text; nothing is put before or after.
+
+        Raises:
+            ValueError: it has half of a surrogate pair, which is no character.
+        """
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            if (half := _HALF.search(text)) is None:
+                raise
+            raise ValueError(f"the text has {half[0]!r}, which is no character") from None
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens shown."""

@@ -26,6 +26,11 @@ def test_nothing_is_put_around(folder):
     assert Tokenizer(folder).encode("<|end|>") == [257]
 
 
+def test_halves_of_characters_are_refused(folder):
+    with pytest.raises(ValueError, match=r"the text has '\\udcff', which is no character"):
+        Tokenizer(folder).encode("a\udcff")
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_stream_adds_up(folder, text):
     tokenizer = Tokenizer(folder)

@@ -14,6 +14,7 @@ from typing import Any
 DEEPEST = 64
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_HALF = re.compile("[\\ud800-\\udfff]")
 _NULLS = ("None", "null")
 _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 _KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array",
@@ -80,7 +81,8 @@ def read_json_text(text: str) -> Any:
     """A JSON value.
 
     Raises:
-        ValueError: it is none, names a key twice, has NaN or Infinity, or is nested too deeply.
+        ValueError: it is none, names a key twice, has NaN or Infinity or half of a surrogate pair,
+            or is nested too deeply.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
@@ -90,6 +92,8 @@ def read_json_text(text: str) -> Any:
         raise ValueError(f"{_short(text)} is not JSON ({error})") from None
     if _deeper(value, DEEPEST):
         raise ValueError(f"{_short(text)} is nested too deeply; {DEEPEST} levels are allowed")
+    if "\\u" in text and _HALF.search(json.dumps(value, ensure_ascii=False)):
+        raise ValueError(f"{_short(text)} has half of a surrogate pair")
     return value
 
 

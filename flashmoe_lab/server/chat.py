@@ -42,14 +42,14 @@ class ChatAnswer:
         """
         asked = self._asked
         messages = [message.for_template() for message in asked.messages]
+        template = self._service.template
         try:
-            text = self._service.template.render(
-                messages, self._tools, enable_thinking=asked.thinks
-            )
+            text = template.render(messages, self._tools, enable_thinking=asked.thinks)
+            ids = self._service.tokenizer.encode(text)
         except ValueError as error:
-            raise ApiError(400, str(error), "invalid_value", param="messages") from None
+            fault = str(error).removeprefix(f"{template.name}: ")  # where it lies is our business
+            raise ApiError(400, fault, "invalid_value", param="messages") from None
         self._thinking = text.rstrip().endswith(_THINK)
-        ids = self._service.tokenizer.encode(text)
         limit = asked.max_completion_tokens or asked.max_tokens
         limit = self._service.max_tokens(len(ids), limit)
         top_logprobs = (asked.top_logprobs or 0) if asked.logprobs else None

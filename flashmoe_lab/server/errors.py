@@ -54,12 +54,12 @@ async def answer_unexpected(request: Request, error: Exception) -> JSONResponse:
 
 async def answer_not_found(request: Request, error: Exception) -> JSONResponse:
     """There is no such path."""
-    path = request.url.path[:100]
+    path = request.scope["path"][:100]
     return JSONResponse(ApiError(404, f"there is no {path} here", "not_found").body, 404)
 
 
 async def answer_wrong_method(request: Request, error: Exception) -> JSONResponse:
     """The path knows other methods."""
-    message = f"{request.url.path[:100]} does not take {request.method[:20]}"
+    message = f"{request.scope['path'][:100]} does not take {request.method[:20]}"
     headers = getattr(error, "headers", None)
     return JSONResponse(ApiError(405, message, "method_not_allowed").body, 405, headers)

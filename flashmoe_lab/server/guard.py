@@ -56,7 +56,8 @@ class Guard:
             return ApiError(403, message, "wrong_host")
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else ""
-        if request.url.path in _OPEN or self._service.permits(key):
+        # Not request.url: that is put together with the Host that the client gave.
+        if request.scope["path"] in _OPEN or self._service.permits(key):
             return None
         message = "the API key is missing or wrong; send Authorization: Bearer KEY"
         headers = {"WWW-Authenticate": "Bearer"}

@@ -61,6 +61,7 @@ def test_values_are_of_the_type_that_the_schema_names(text, schema, value):
         ("1e999", "number"), ("9" * 5000, "integer"), ("yes", "boolean"), ("1", "boolean"),
         ("TRUE", "boolean"),
         ("['a']", "array"), ("{}", "array"), ("[]", "object"), ("x", "object"), ("x", "null"),
+        ('["\\ud83d"]', "array"), ('{"\\udc00": 1}', "object"),
         ('{"a": 1, "a": 2}', "object"), ('{"a": NaN}', "object"), ("[" * 9999, "array"),
         ("[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), "array"), ("5", "made up"),
     ],
@@ -73,6 +74,7 @@ def test_what_is_not_of_its_type_is_refused(text, kind):
 
 def test_json_may_be_as_deep_as_is_said():
     assert read_json_text("[" * DEEPEST + "]" * DEEPEST)
+    assert read_json_text('["\\ud83d\\ude00"]') == ["😀"]
     assert read_json_text('{"a": [1.5, "x", true]}') == {"a": [1.5, "x", True]}
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import URL
+from starlette.requests import Request
 
 import flashmoe_lab as fl
 from flashmoe_lab.server.protocol import BoundedProtocol
@@ -16,6 +18,8 @@ from tests.server.conftest import Running, running
 
 CHAT = "/v1/chat/completions"
 GOOD = {"model": "golden", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+
+HALF = {"function": {"name": "x", "arguments": r'{"a": "\ud800"}'}}  # of a character
 
 
 def asked(**changes: Any) -> dict[str, Any]:
@@ -123,6 +127,7 @@ def message(**fields: Any) -> dict[str, Any]:
         message(tool_calls=[{"function": {"name": "x", "arguments": "{"}}]),
         message(tool_calls=[{"function": {"name": "x", "arguments": "[]"}}]),
         message(tool_calls=[{"function": {"name": "x", "arguments": {}}}]),
+        asked(messages=[*GOOD["messages"], {"role": "assistant", "tool_calls": [HALF]}]),
         message(role="system"),
         asked(messages=[*GOOD["messages"], {"role": "system", "content": "late"}]),
         written("user", '"\\ud800"'),
@@ -241,7 +246,16 @@ def test_api_key(hasty: Running, key: str | None):
     )
 
 
+def test_no_name_of_the_machine_opens_a_door(hasty: Running, monkeypatch: pytest.MonkeyPatch):
+    """Starlette makes a request's URL of the Host that a client gives: 0.48 gives /health as the
+    path of any request to "x/health?"."""
+    monkeypatch.setattr(Request, "url", URL("http://x/health?/v1/models"))
+    check_shape(httpx.get(hasty.url + "/v1/models"), 401)
+
+
 def test_settings():
+    with pytest.raises(ValueError, match="cache_gb is inf; it must be below 1e9"):
+        ServerSettings(name="x", cache_gb=float("inf"))
     with pytest.raises(ValueError, match="others than this machine could reach the server"):
         ServerSettings(name="x", loopback=False)
     with pytest.raises(ValueError, match="max_tokens is 0; it must be at least 1"):
