@@ -180,8 +180,11 @@ class Session:
             self._under_way.release()
 
     def _rounds(self, turn: Turn) -> Iterator[ChatEvent]:
-        for _ in range(self.rounds + 1):
+        for left in range(self.rounds, -1, -1):
             calls = yield from self._answer(turn)
+            if calls and not left:
+                turn.finish_reason = "rounds"
+                return
             for call in calls:
                 result = self.tools.run(call)
                 turn.events.append(result)
@@ -191,7 +194,6 @@ class Session:
                 turn.finish_reason = "cancelled"
             if not calls or self._stopped:
                 return
-        turn.finish_reason = "rounds"
 
     def _answer(self, turn: Turn) -> Generator[ChatEvent, None, list[ToolCall]]:
         """One run of the model; returns the calls that it asks for."""

@@ -152,9 +152,12 @@ def test_unknown_and_failing_tools_are_told_to_the_model():
 
 
 def test_rounds_are_bounded():
-    chat = session(*[CALL.format(n) for n in range(9)], tools=[add], rounds=2)
-    say(chat)
+    chat = session(*[CALL.format(n) for n in range(3)], "Well.", tools=[add], rounds=2)
+    events = say(chat)
     assert (len(chat.turns[0].runs), chat.turns[0].finish_reason) == (3, "rounds")
+    # The last call is left: nobody would read its result.
+    assert [event.content for event in events if isinstance(event, ToolResult)] == ["0", "1"]
+    assert say(chat, "And?") == [Text(text="Well.")]
 
 
 def test_tools_in_thinking_are_not_run():
