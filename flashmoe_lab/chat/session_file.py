@@ -27,6 +27,7 @@ def write_session(
 
     Raises:
         ValueError: the name has another ending than .safetensors.
+        OSError: it cannot be written.
     """
     path = Path(file)
     if path.suffix != ".safetensors":
@@ -36,6 +37,8 @@ def write_session(
     try:
         state.save(partial, notes)
         partial.rename(path)
+    except RuntimeError as error:  # as MLX says that a file cannot be written
+        raise OSError(f"{file}: cannot be written ({error})") from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -177,6 +177,8 @@ def test_damaged_files(chat_engine, tmp_path):
         Session.load(chat_engine, tmp_path / "nowhere.safetensors")
     with pytest.raises(ValueError, match="ends in .safetensors"):
         chat.save(tmp_path / "chat.txt")
+    with pytest.raises(OSError, match=r"none/chat\.safetensors: cannot be written"):
+        chat.save(tmp_path / "none" / "chat.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["chat.safetensors"]
 
 
