@@ -25,7 +25,6 @@ class CompletionAnswer:
         self._service, self._asked = service, asked
         lossy = service.engine.lossy(asked.num_experts_per_tok)
         self._head = answers.Answer.head("cmpl", service.settings.name, lossy)
-        self._length = 0  # characters so far
 
     def job(self) -> Job:
         """What the engine is to do.
@@ -63,10 +62,11 @@ class CompletionAnswer:
 
     async def _pieces(self, job: Job) -> AsyncGenerator[Piece, None]:
         """Up to a stop sequence."""
-        stops = StopText(self._asked.stops)
+        stops, length = StopText(self._asked.stops), 0  # characters, those held back included
         async with aclosing(job.pieces()) as pieces:
             async for piece in pieces:
-                yield replace(piece, text=stops.feed(piece.text))
+                yield replace(piece, text=stops.feed(piece.text), offset=length)
+                length += len(piece.text)
                 if stops.found:
                     return
         yield Piece(text=stops.rest())
@@ -86,6 +86,5 @@ class CompletionAnswer:
                 made.tokens.append(found.token)
                 made.token_logprobs.append(found.logprob)
                 made.top_logprobs.append({top.token: top.logprob for top in found.top_logprobs})
-                made.text_offset.append(self._length)
-            self._length += len(piece.text)
+                made.text_offset.append(piece.offset)
         return made

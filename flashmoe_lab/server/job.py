@@ -41,10 +41,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What one token adds to the answer's text, perhaps nothing, and its probability."""
+    """What one token adds to the answer's text, perhaps nothing, its probability, and where in the
+    text it begins."""
 
     text: str
     logprob: TokenLogprob | None = None
+    offset: int = 0
 
 
 class Job:

@@ -200,6 +200,22 @@ def test_logprobs_of_completions(server: Running, client: OpenAI):
     assert choice.logprobs.token_logprobs[0] == pytest.approx(best_logprob(server, ids), abs=1e-5)
     assert len(choice.logprobs.tokens or []) == 20
     assert choice.logprobs.text_offset[0] == 0
+    # What may begin a stop sequence is held back, and moves no token.
+    text = choice.text
+    held = next(at for at in range(1, 10) if len(text[at : at + 2].encode()) == 2)
+    stop = text[held : held + 2] + "\n\n\n"
+    for stream in (False, True):
+        options: Any = {**GREEDY, "stop": stop, "stream": stream}
+        found = client.completions.create(prompt=ids, logprobs=2, **options)
+        logprobs = [c.choices[0].logprobs for c in (found if stream else [found])]
+        offsets = [at for each in logprobs if each for at in each.text_offset or []]
+        assert offsets == choice.logprobs.text_offset
+
+
+def test_a_template_says_what_is_wrong_and_not_where_it_lies(server: Running):
+    body = {"model": "golden", "messages": [{"role": "system", "content": "x"}]}
+    error = server.post(json=body).json()["error"]
+    assert error["message"] == "messages has no user message"
 
 
 @pytest.mark.parametrize("stream", [False, True])
