@@ -48,6 +48,8 @@ def _add_chat(commands: Commands) -> None:
 def _chat(options: argparse.Namespace) -> int:
     typed = sys.stdin.isatty() and sys.stdout.isatty()
     tools = functions_of(options.tools)
+    if not 1e-9 <= options.cache_gb < 1e9:
+        raise ValueError(f"--cache-gb is {options.cache_gb}; it must be above 0 and below 1e9")
     session = Session(
         open_engine(options),
         system=options.system,

@@ -100,8 +100,11 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket at which to be called.
 
     Raises:
+        ValueError: there is no such port.
         OSError: naming the address, which may be taken.
     """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}; it must be between 0 and 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)

@@ -53,6 +53,8 @@ class ServerSettings:
         for name, low in least.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        if self.cache_gb >= 1e9:
+            raise ValueError(f"cache_gb is {self.cache_gb}; it must be below 1e9")
         if not self.name:
             raise ValueError("the model's name is empty")
         if not self.loopback and not self.api_key:

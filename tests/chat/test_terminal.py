@@ -265,6 +265,12 @@ def test_interrupt_of_the_program(directory):
     assert chat.returncode == 0
 
 
+@pytest.mark.parametrize("cache_gb", ["0", "nan", "inf"])
+def test_memory_that_cannot_be(cache_gb, capsys):
+    assert main(["chat", "demo", "--cache-gb", cache_gb]) == 2
+    assert f"--cache-gb is {float(cache_gb)}; it must be above 0" in capsys.readouterr().err
+
+
 def test_functions_of_a_file(tmp_path):
     (file := tmp_path / "tools.py").write_text(
         "from json import dumps\ndef one(): 'One.'\ndef _hidden(): pass\nX = 3\n"

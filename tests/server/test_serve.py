@@ -40,6 +40,7 @@ def test_serves_until_interrupted(speaking: Path, tmp_path: Path):
         (["--queue", "-1"], "longest_queue is -1; it must be at least 0"),
         (["--api-key-file", "{empty}"], "is empty; it should hold the API key"),
         (["--port", "{taken}"], "cannot listen at 127.0.0.1:"),
+        (["--port", "70000"], "port is 70000; it must be between 0 and 65535"),
     ],
 )
 def test_what_cannot_be_served(
