@@ -6,7 +6,7 @@ driving it.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -80,7 +80,7 @@ class Model:
         self._interventions: list[tuple[str, Hook]] = []
         self._hooks: dict[str, list[Hook]] = {}
         self._check: Hook | None = None
-        self._last_view: tuple[Any, View] | None = None
+        self._last_view: tuple[dict[str, list[Hook]], Any, View] | None = None
         self._memories: list[TokenMemory] = []
         self.interventions_begun = 0
         self.state: SequenceState | None = None
@@ -106,13 +106,13 @@ class Model:
         Raises:
             Cancelled: `cancelled`, which is asked between stages, said so.
         """
-        view = self._view(watch)
-        memory = None
+        hooks, memory = self._hooks, None
+        view = self._view(watch, hooks)
         if len(tokens) == 1 and view.unseen:
             memory = self._memory(num_experts_per_tok)
             watch.token_begins(memory)
         steps = self.steps(tokens, state, num_experts_per_tok, last_only, view, memory)
-        hooks, listeners, answer = self._hooks, watch.listeners, None
+        listeners, answer = watch.listeners, None
         while True:
             if cancelled():
                 raise Cancelled("the run was stopped")
@@ -120,6 +120,8 @@ class Model:
                 path, answer = steps.send(answer)
             except StopIteration as stop:
                 if memory is not None:
+                    watch.token_ends()
+                    memory.forget()
                     self._memories.append(memory)
                 return stop.value
             if path in hooks:
@@ -259,21 +261,20 @@ class Model:
                 if fnmatchcase(path, pattern):
                     hooks.setdefault(path, []).append(fn)
         self._hooks = hooks  # at once: a run in another thread must never see half of them
-        self._last_view = None
 
-    def _view(self, watch: Watch) -> View:
+    def _view(self, watch: Watch, hooks: dict[str, list[Hook]]) -> View:
         """What is to be seen in a pass that `watch` follows, found again when something changed."""
         if watch.every_stage or not kernels.native_for(self.dtype):
             return _WHOLE
         key = (Part.changes, watch.layers_by_stage, watch.layers_heard)
         last = self._last_view
-        if last is None or last[0] != key:
+        if last is None or last[0] is not hooks or last[1] != key:
             exact = frozenset(layer.index for layer in self.layers if layer.native.is_exact())
-            plain = exact - watch.layers_by_stage - layers_by_stage(self._hooks)
+            plain = exact - watch.layers_by_stage - layers_by_stage(hooks)
             fitting = {layer.index for layer in self.layers if self._fits_memory(layer)}
-            unseen = plain & fitting - watch.layers_heard - layers_of(self._hooks)
-            last = self._last_view = key, View(plain=plain, unseen=unseen)
-        return last[1]
+            unseen = plain & fitting - watch.layers_heard - layers_of(hooks)
+            last = self._last_view = hooks, key, View(plain=plain, unseen=unseen)
+        return last[2]
 
     def _fits_memory(self, layer: Layer) -> bool:
         """Whether a layer's router is of the size that all have."""
@@ -289,11 +290,10 @@ class Model:
         k = num_experts_per_tok
         if k is None:
             k = self.layers[0].router.num_experts_per_tok
-        while self._memories:
-            memory = self._memories.pop()
-            if memory.num_experts_per_tok == k:
-                memory.notes = None
-                return memory
+        with suppress(IndexError):  # there is none, or another thread's pass took it
+            while (memory := self._memories.pop()).num_experts_per_tok != k:
+                pass
+            return memory
         check_num_experts_per_tok(k, experts)
         return TokenMemory(len(self.layers), self.config.hidden_size, experts, k)
 

@@ -36,9 +36,17 @@ class TokenMemory:
         self.routing = np.empty(layers * (num_experts + 2 * k), np.float32)
         parts = routing_parts(self.routing, layers, k)
         self.rows = list(zip(*(part[:, None] for part in parts), strict=True))
+        self.forget()
+
+    def forget(self) -> None:
+        """Take no more notes, and hold on to nobody who had asked for them."""
         self.notes: list[int] | None = None
         self.reads: list[tuple[int, Any, Any]] = []
-        self.ask: Callable[[int, Sequence[int]], Any] = lambda layer, experts: None
+        self.ask: Callable[[int, Sequence[int]], Any] = _ask_nobody
+
+
+def _ask_nobody(layer: int, experts: Sequence[int]) -> None:
+    """Where nobody takes notes."""
 
 
 def routing_parts(

@@ -97,6 +97,7 @@ class Notes:
         self.cached: Cached = {}
         self.plain = False
         self._memory: TokenMemory | None = None
+        self._left = False  # something of the pass under way in `routing`
         self._chunks = 0  # bytes of the prompt's routings
 
     @property
@@ -118,6 +119,13 @@ class Notes:
         self._memory, self.sizes = memory, (len(memory.rows), memory.num_experts_per_tok)
         memory.notes, memory.reads, memory.ask = self.layers, self.reads, ask
 
+    def leave(self) -> None:
+        """The token is through, or will never be."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            self.routing += memory.routing.data
+            self._left = True
+
     def close(
         self,
         phase: int,
@@ -128,9 +136,8 @@ class Notes:
         surprise: tuple[float, float],
     ) -> None:
         """The pass is over."""
-        memory, self._memory = self._memory, None
-        if memory is not None:
-            self.routing += memory.routing.data
+        self.leave()
+        left, self._left = self._left, False
         if not end_ns:
             del self.routings[self.passes[-3] if self.passes else 0 :]  # perhaps never computed
         if len(tokens) > 1:
@@ -138,7 +145,7 @@ class Notes:
         self.ids += tokens
         self.surprise += surprise
         self.passes += (
-            *(phase, position, len(tokens), start_ns, end_ns, memory is not None),
+            *(phase, position, len(tokens), start_ns, end_ns, left),
             *(len(self.marks) // 2, len(self.layers), len(self.routings)),
             *(len(self.chosen), len(self.reads)),
         )

@@ -229,8 +229,14 @@ class Tracer(Watch):
         self._pass = PHASES.index(phase), position, tokens, now
 
     def token_begins(self, memory: TokenMemory) -> None:
-        """Have it noted what the token does."""
+        """Have it noted what the token does; rows are made of tokens of one K."""
+        if self._notes.routing and self._notes.sizes[1] != memory.num_experts_per_tok:
+            self._flush()
         self._notes.take(memory, self._ask)
+
+    def token_ends(self) -> None:
+        """Keep what it left."""
+        self._notes.leave()
 
     def _ask(self, layer: int, experts: Sequence[int]) -> Cached:
         return self._askers[layer].ask(experts)

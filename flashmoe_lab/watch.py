@@ -57,6 +57,9 @@ class Watch:
     def token_begins(self, memory: TokenMemory) -> None:
         """It is one token, and layers that are not heard will leave in `memory` what they do."""
 
+    def token_ends(self) -> None:
+        """It is through; from here on its memory may be another token's."""
+
     def pass_ends(self) -> None:
         """Their logits are on the host."""
 
@@ -125,6 +128,11 @@ class Together(Watch):
         """See Watch."""
         for watch in self._watches:
             watch.token_begins(memory)
+
+    def token_ends(self) -> None:
+        """See Watch."""
+        for watch in self._watches:
+            watch.token_ends()
 
     def pass_ends(self) -> None:
         """See Watch."""

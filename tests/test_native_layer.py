@@ -9,6 +9,7 @@ import pytest
 
 from flashmoe_lab import kernels
 from flashmoe_lab.layer import Layer
+from flashmoe_lab.model import Model
 from flashmoe_lab.state import SequenceState
 from flashmoe_lab.watch import Watch
 
@@ -246,6 +247,47 @@ def test_a_router_with_a_k_of_its_own(packed, sample, make_model):
     assert not np.array_equal(found, before)
     with model.intercept("layers.*", lambda result, path: None):
         np.testing.assert_array_equal(by_token(model, ids), found)
+
+
+def test_memory_of_a_token_is_another_threads_only_when_it_was_read(packed, sample, make_model):
+    """Whoever follows a run is told while what a token left is still there."""
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:8]
+    given, told = [], []
+
+    class Follower(Watch):
+        def token_begins(self, memory):
+            memory.notes = []
+            given.append(memory)
+
+        def token_ends(self):
+            told.append((given[-1].routing.copy(), len(given[-1].notes or [])))
+            assert given[-1] not in model._memories
+
+    for token in ids[:2]:
+        model([token], model.empty_state(), watch=Follower())
+    assert given[0] is given[1] and given[1].notes is None and given[1] in model._memories
+    assert all(notes == 5 * len(model.layers) for _, notes in told)
+    assert not np.array_equal(told[0][0], told[1][0])
+
+
+def test_an_intercept_that_begins_while_another_thread_looks_is_heard(
+    packed, sample, make_model, monkeypatch
+):
+    """What a pass is to show is not kept for the next ones, then."""
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+    heard, fits = [], Model._fits_memory
+    late = model.intercept("layers.1.mixer", lambda result, path: heard.append(path))
+
+    def begun_meanwhile(self, layer):
+        if not self.intercepted:
+            late.__enter__()
+        return fits(self, layer)
+
+    monkeypatch.setattr(Model, "_fits_memory", begun_meanwhile)
+    for _ in range(3):
+        logits(model, ids, 5)
+    late.__exit__(None, None, None)
+    assert heard == ["layers.1.mixer"] * 2
 
 
 @pytest.mark.parametrize("capacity", [0, 100_000, 200_000, None])

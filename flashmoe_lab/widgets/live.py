@@ -85,14 +85,12 @@ class Live(Watch):
             memory.notes, memory.reads, memory.ask = [], [], lambda layer, experts: None
         self._memory, self._begin = memory, (len(memory.notes), len(memory.reads))
 
-    def pass_ends(self) -> None:
+    def token_ends(self) -> None:
         """See Watch."""
-        done, self._under_way = self._under_way, None
-        if done is None:
-            return
-        if (memory := self._memory) is not None:
+        memory, self._memory = self._memory, None
+        if memory is not None and (done := self._under_way) is not None:
             notes, reads = self._begin
-            noted = (memory.notes or [])[notes:]  # nothing, if the record was just written away
+            noted = (memory.notes or [])[notes:]
             done.layer_end_ns |= dict(
                 zip(noted[::LAYER_NUMBERS], noted[LAYER_NUMBERS - 1 :: LAYER_NUMBERS], strict=True)
             )
@@ -102,7 +100,12 @@ class Live(Watch):
             k = memory.num_experts_per_tok
             experts = routing_parts(memory.routing, self._layers, k)[1]
             done.experts.append((unseen, experts[unseen]))
-        self._over.append(done)
+
+    def pass_ends(self) -> None:
+        """See Watch."""
+        done, self._under_way = self._under_way, None
+        if done is not None:
+            self._over.append(done)
 
     def taken(self) -> list[LivePass]:
         """The passes that ended since this was last called; from any one thread."""

@@ -1,5 +1,8 @@
 """What a token leaves in its memory tells of it what listeners would be told."""
 
+import gc
+import weakref
+
 import mlx.core as mx
 import pytest
 
@@ -71,6 +74,37 @@ def test_a_token_whose_read_fails_claims_nothing_of_it(open_engine, packed, monk
     assert last.layer.tolist() == [0] * 3 and (last.nbytes > 0).all()
     spans = trace.spans[(trace.spans.token == 2) & (trace.spans.layer == 1)]
     assert spans.stage.tolist() == ["to_router"]
+
+
+def test_routers_that_get_another_k_midway(open_engine, packed):
+    """Rows are those of the K that ran."""
+
+    class Changing(Watch):
+        passes = 0
+
+        def pass_begins(self, phase, tokens, state):
+            self.passes += 1
+            if self.passes == 4:
+                for layer in engine.layers:
+                    layer.router.num_experts_per_tok = 2
+
+    with open_engine(packed("golden/hf", 4)) as engine:
+        trace = engine.stream_generate(PROMPT, 8, trace="flow", watch=Changing()).wait().trace
+    sizes = trace.routing.groupby(["token", "layer"]).size()
+    assert [set(sizes[token]) for token in range(6 + 7)] == [{3}] * 8 + [{2}] * 5
+    assert set(trace.reads.groupby("token").size().loc[8:]) == {2 * 4}
+    assert trace.tokens.token.tolist() == list(range(6 + 8)) and trace.closure > 0.9
+
+
+def test_a_record_that_nobody_holds_is_gone(open_engine, packed):
+    """Its memory and its folder do not wait for the engine's next run."""
+    with open_engine(packed("golden/hf", 4)) as engine:
+        run = engine.stream_generate(PROMPT, 4, trace="flow").wait()
+        folder, trace = run.trace._keep.path, weakref.ref(run.trace)
+        assert folder.exists()
+        del run
+        engine.call(gc.collect)
+        assert trace() is None and not folder.exists()
 
 
 def test_a_pass_within_a_pass_has_memory_of_its_own(open_engine, packed):
