@@ -7,10 +7,11 @@ STAMP  := $(VENV)/.installed
 .PHONY: demo test lint format lab bench clean
 
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*)
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3,11) <= sys.version_info[:2] <= (3,13) else "flashmoe_lab needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ". Set PYTHON=...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3,11) <= sys.version_info[:2] <= (3,13) else "flashmoe_lab needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ". Set PYTHON=...")'
+	@echo "setting up $(VENV) and compiling the kernels: some minutes, the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
 
 # A story and a tool call, streamed from disk with the bundled model at 4 bits, and pictures of how they were made. A copy
 # without the bundled weights makes a tiny model of random ones instead: the text is noise then, the rest is the same.
@@ -48,8 +49,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# OPTIONS go to JupyterLab: OPTIONS=--no-browser, in a container as root OPTIONS=--allow-root.
 lab: $(STAMP)
-	$(BIN)/flashmoe-lab lab $(MODEL)
+	$(BIN)/flashmoe-lab lab $(MODEL) $(if $(OPTIONS),-- $(OPTIONS))
 
 # A short version of every benchmark but the peers, which need other programs (benchmarks/README.md), in some minutes.
 RESULTS := benchmarks/results/latest.jsonl

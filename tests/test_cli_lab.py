@@ -46,6 +46,19 @@ def test_a_model_is_named_so_that_a_notebook_finds_it(
     assert started[1][1]["FLASHMOE_MODEL"] == "demo" and started[1][0][-1] == "--no-browser"
 
 
+def test_root_is_told_what_jupyterlab_wants_of_it(
+    started: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    main(["lab"])
+    assert "lab -- --allow-root" in capsys.readouterr().err
+    main(["lab", "--", "--allow-root"])
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    main(["lab"])
+    assert not capsys.readouterr().err
+    assert [("--allow-root" in command) for command, _ in started] == [False, True, False]
+
+
 def test_a_wrong_model_is_found_out_first(started: Any, capsys: Any, tmp_path: Path) -> None:
     assert main(["lab", str(tmp_path / "nothing")]) == 2
     assert "nothing" in capsys.readouterr().err and not started

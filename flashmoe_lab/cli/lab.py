@@ -19,6 +19,10 @@ FIRST = "01_quickstart.ipynb"
 _ADDRESS = f"/lab/tree/{FIRST}"
 _PACKAGE = Path(__file__).parents[1]
 _COPIES = "flashmoe_notebooks"
+_ROOT = (  # no refusal: the user's own settings may allow it
+    "as root, JupyterLab starts only if told that it may: "
+    "flashmoe-lab lab -- --allow-root, or make lab OPTIONS=--allow-root"
+)
 
 
 def _add_lab(commands: Commands) -> None:
@@ -40,6 +44,8 @@ def _lab(options: argparse.Namespace) -> int:
         model, jupyter = NAME, [model, *jupyter]
     if not is_demo(model):
         model = str(PackedCheckpoint(model).path.resolve())  # a wrong path is found out now
+    if os.geteuid() == 0 and "--allow-root" not in jupyter:
+        print(_ROOT, file=sys.stderr)
     # The address, not a file's name: it is then printed too, for who has the browser elsewhere.
     where = [f"--ServerApp.root_dir={notebooks_directory()}", f"--LabApp.default_url={_ADDRESS}"]
     command = [sys.executable, "-m", "jupyterlab", *where, *jupyter]
