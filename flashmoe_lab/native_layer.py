@@ -158,7 +158,8 @@ class NativeLayer:
         routing = yield "router", own
         fetched = yield "fetch", layer.fetch(routing)
         with layer.fetch.bank.lock:
-            if routing is own and fetched.is_there:
+            is_own = routing is own and np.array_equal(fetched.experts, chosen)
+            if is_own and fetched.is_there:
                 slots = fetched.placed.slots
                 places = np.array([slots[expert] for expert in chosen.ravel().tolist()], np.int64)
                 out = np.empty_like(stream)

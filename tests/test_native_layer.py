@@ -150,6 +150,21 @@ def test_a_routing_of_other_weights_is_used(packed, sample, make_model):
     assert not np.array_equal(logits(model, ids, 5)[0], whole)
 
 
+def test_experts_that_were_fetched_for_another_routing_are_refused(packed, sample, make_model):
+    model, ids = make_model(packed("golden/hf")), sample("golden/hf")[0][:5]
+    for layer in model.layers:
+        layer.fetch.preload()
+
+    def other(fetched, path):
+        return fetched.fetch.of((fetched.experts + 1) % model.config.num_experts)
+
+    with (
+        model.intercept("layers.0.fetch", other),
+        pytest.raises(ValueError, match="layer 0: these experts were fetched for another routing"),
+    ):
+        logits(model, ids, 5)
+
+
 def same_stage_by_stage(model, ids, expected):
     with model.intercept("layers.*", lambda result, path: None):
         np.testing.assert_array_equal(logits(model, ids, 5)[0], expected)
