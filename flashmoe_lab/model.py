@@ -5,6 +5,7 @@ where the order of a forward pass stands; calling the model, `step` and `interce
 driving it.
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ class View:
 _WHOLE = View()
 
 
+class _Passes(threading.local):
+    """The states of a thread's passes under way, one within another."""
+
+    states: tuple[SequenceState, ...] = ()
+
+
 class Model:
     """Embedding, layers, final norm and head.
 
@@ -63,7 +70,6 @@ class Model:
         embed, layers, norm, lm_head: the stages.
         config: the geometry.
         dtype: type of activations.
-        state: of the pass under way, for hooks that look into it or change it.
         interventions_begun: how many there ever were.
     """
 
@@ -83,9 +89,14 @@ class Model:
         self._last_view: tuple[dict[str, list[Hook]], Any, View] | None = None
         self._memories: list[TokenMemory] = []
         self.interventions_begun = 0
-        self.state: SequenceState | None = None
+        self._passes = _Passes()
 
     # Running
+
+    @property
+    def state(self) -> SequenceState | None:
+        """Of the pass under way in this thread, for hooks that look into it or change it."""
+        return self._passes.states[-1] if self._passes.states else None
 
     def empty_state(self) -> SequenceState:
         """The state before the first token."""
@@ -164,7 +175,30 @@ class Model:
         check_ids(tokens, self.config.vocab_size)
         if not len(tokens):
             raise ValueError("there are no tokens; it needs at least one")
-        self.state = state
+        with self._under_way(state):
+            x = yield from self._layer_steps(tokens, state, num_experts_per_tok, view, memory)
+        state.tokens.extend(int(token) for token in tokens)
+        x = yield "norm", self.norm(x[-1:] if last_only and len(tokens) > 1 else x)
+        return (yield "lm_head", self.lm_head(x))
+
+    @contextmanager
+    def _under_way(self, state: SequenceState) -> Iterator[None]:
+        passes = self._passes
+        passes.states = (*passes.states, state)
+        try:
+            yield
+        finally:  # also where a pass is left midway, perhaps after others have begun
+            passes.states = tuple(other for other in passes.states if other is not state)
+
+    def _layer_steps(
+        self,
+        tokens: Sequence[int],
+        state: SequenceState,
+        num_experts_per_tok: int | None,
+        view: View | None,
+        memory: TokenMemory | None,
+    ) -> Steps:
+        """The same up to what goes into the last norm."""
         x = yield "embed", self.embed(mx.array([int(token) for token in tokens]))
         plain, unseen = (view.plain, view.unseen) if view else ((), ())
         held = None  # the memory, while x is the one in it
@@ -188,12 +222,7 @@ class Model:
                 answer = yield f"layers.{layer.index}.{name}", answer
             if view is not None:  # the layer ends here, for who looks at the clock
                 yield f"layers.{layer.index}.block", x
-        if held is not None:
-            x = mx.array(held.x)
-        state.tokens.extend(int(token) for token in tokens)
-        self.state = None
-        x = yield "norm", self.norm(x[-1:] if last_only and len(tokens) > 1 else x)
-        return (yield "lm_head", self.lm_head(x))
+        return x if held is None else mx.array(held.x)
 
     def reference(
         self, tokens: Sequence[int], num_experts_per_tok: int | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flashmoe_lab import Routing, ban, kernels
-from flashmoe_lab.model import Model
+from flashmoe_lab.model import Cancelled, Model
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.units import format_nbytes
 
@@ -273,6 +273,34 @@ def test_replaced_logits_are_the_answer(model):
     with model.intercept("lm_head", lambda result, path: result * 2):
         doubled = logits(model)
     np.testing.assert_array_equal(doubled, logits(model) * 2)
+
+
+def test_the_state_that_a_hook_sees_is_its_own_pass(model):
+    """Whatever other passes there are: within it, in another thread, or left midway."""
+    left = model.step([7], model.empty_state())
+    next(left)
+    outer, inner, found = model.empty_state(), model.empty_state(), []
+
+    def look(result, path):
+        found.append(model.state)
+        if model.state is outer and len(found) == 1:
+            model([3], inner)
+            other = Thread(target=lambda: next(model.step([5])))
+            other.start()
+            other.join()
+            left.close()
+
+    with model.intercept("layers.[01].mixer", look):
+        model([4], outer)
+    assert [state is outer for state in found] == [True, False, False, True]
+    assert found[1] is found[2] is inner and model.state is None
+
+
+def test_a_pass_that_was_cancelled_leaves_no_state(model):
+    asked = iter([False] * 5)
+    with pytest.raises(Cancelled):
+        model(IDS, model.empty_state(), cancelled=lambda: next(asked, True))
+    assert model.state is None
 
 
 def test_hooks_of_one_stage_run_in_order(model):
