@@ -4,22 +4,46 @@
 //   aarch64-linux-gnu-g++ -std=c++17 -O3 -ffp-contract=off -static -I kernels/cpu
 //     kernels/check/products.cpp kernels/cpu/isa_{neon,portable}.cpp kernels/cpu/scratch.cpp
 //   qemu-aarch64 ./a.out
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
+#include <algorithm>
 
-#include "kernels.h"
+#include "check.h"
+#include "scratch.h"
 
 using namespace flashmoe;
 
 namespace {
 
-double uniform() { return std::rand() / (RAND_MAX + 1.0) - 0.5; }
+// Numbers as a checkpoint has them, and what they are.
+struct Stored {
+  std::vector<uint8_t> bytes;
+  std::vector<double> values;
+};
 
-int code_at(const std::vector<uint8_t>& stream, int64_t row_nbytes, int64_t row,
-            int64_t i, int bits) {
+Stored stored(const std::vector<float>& all, Kind kind) {
+  Stored out;
+  for (const float one : all) {
+    uint32_t bits;
+    std::memcpy(&bits, &one, 4);
+    float value = one;
+    if (kind == Kind::bf16) bits &= 0xffff0000;
+    if (kind == Kind::f16) {  // none is too small or too large for it
+      bits &= 0xffffe000;
+      if ((bits >> 23 & 255) < 113) bits = 0;
+    }
+    std::memcpy(&value, &bits, 4);
+    const uint16_t half = kind == Kind::bf16 ? bits >> 16
+                          : bits ? (bits >> 16 & 0x8000) | ((bits >> 13 & 0x3ffff) - (112 << 10))
+                                 : 0;
+    const auto* p = kind == Kind::f32 ? reinterpret_cast<const uint8_t*>(&bits)
+                                      : reinterpret_cast<const uint8_t*>(&half);
+    out.bytes.insert(out.bytes.end(), p, p + nbytes_of(kind));
+    out.values.push_back(value);
+  }
+  return out;
+}
+
+int code_at(const std::vector<uint8_t>& stream, int64_t row_nbytes, int64_t row, int64_t i,
+            int bits) {
   int code = 0;
   for (int b = 0; b < bits; ++b) {
     const int64_t bit = i * bits + b;
@@ -28,66 +52,79 @@ int code_at(const std::vector<uint8_t>& stream, int64_t row_nbytes, int64_t row,
   return code;
 }
 
-// The error of one product, relative to the root of the mean square of what is right.
-double error(const Kernels& k, int bits, int group, bool integer, int64_t cols, int64_t tokens) {
-  const int64_t rows = 7, groups = cols / group;
-  std::vector<uint8_t> codes(rows * cols / 8 * bits);
+// Of a product, and of the matrix when it is dequantised.
+double error(const Kernels& k, Matrix m, bool integer, int64_t tokens) {
+  const int64_t rows = m.rows, cols = m.cols, groups = m.bits ? m.groups() : 0;
+  std::vector<uint8_t> codes(m.bits ? rows * m.row_nbytes() : 0);
   for (uint8_t& one : codes) one = static_cast<uint8_t>(std::rand());
-  std::vector<float> scales(rows * groups), biases(rows * groups), x(tokens * cols);
-  for (float& one : scales) one = static_cast<float>(uniform() / (1 << bits));
-  for (size_t i = 0; i < biases.size(); ++i) biases[i] = -scales[i] * (1 << bits) / 2;
-  for (float& one : x) one = static_cast<float>(uniform());
+  std::vector<float> some = numbers(rows * groups, 1.0 / (1 << m.bits)), offsets = some;
+  for (float& one : offsets) one *= -(1 << m.bits) / 2.0f;
+  const Stored scales = stored(some, m.kind), biases = stored(offsets, m.kind);
+  const Stored plain = stored(numbers(m.bits ? 0 : rows * cols), m.kind);
+  const AtTheEnd weight(m.bits ? codes : plain.bytes), s(scales.bytes), b(biases.bytes);
+  m.weight = weight.bytes(), m.scales = s.bytes(), m.biases = b.bytes();
+  std::vector<double> truth(rows * cols);
+  for (int64_t n = 0; n < rows * cols; ++n) {
+    const int64_t r = n / cols, i = n % cols, g = m.bits ? r * groups + i / m.group : 0;
+    truth[n] = m.bits ? code_at(codes, m.row_nbytes(), r, i, m.bits) * scales.values[g] +
+                            biases.values[g]
+                      : plain.values[n];
+  }
 
-  Matrix m;
-  m.weight = codes.data();
-  m.scales = reinterpret_cast<const uint8_t*>(scales.data());
-  m.biases = reinterpret_cast<const uint8_t*>(biases.data());
-  m.rows = rows, m.cols = cols, m.bits = bits, m.group = group;
+  const AtTheEnd x(numbers(tokens * cols));
   const int64_t nbytes = (k.row_nbytes(m, integer) + 63) / 64 * 64;
-  void* memory = std::aligned_alloc(64, tokens * nbytes);
+  auto* memory = static_cast<char*>(scratch(Piece::rows, tokens * nbytes));
   std::vector<Row> prepared(tokens);
   for (int64_t t = 0; t < tokens; ++t)
-    prepared[t] = k.prepare(m, integer, &x[t * cols], static_cast<char*>(memory) + t * nbytes);
-  std::vector<float> y(tokens * rows);
-  k.product(m, integer, prepared.data(), tokens, 0, rows, y.data(), rows);
-  std::free(memory);
+    prepared[t] = k.prepare(m, integer, x.floats() + t * cols, memory + t * nbytes);
+  std::vector<float> y(tokens * rows), row(cols);
+  k.product(m, integer, prepared.data(), tokens, 0, 2, y.data(), rows);  // as two threads share it
+  k.product(m, integer, prepared.data(), tokens, 2, rows, y.data() + 2, rows);
 
-  double wrong = 0, right = 0;
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t r = 0; r < rows; ++r) {
-      double truth = 0;
-      for (int64_t i = 0; i < cols; ++i) {
-        const int64_t g = r * groups + i / group;
-        truth += (code_at(codes, m.row_nbytes(), r, i, bits) * double(scales[g]) + biases[g]) *
-                 x[t * cols + i];
-      }
-      wrong += (y[t * rows + r] - truth) * (y[t * rows + r] - truth);
-      right += truth * truth;
+  Error product, matrix;
+  for (int64_t r = 0; r < rows; ++r) {
+    k.dequantize(m, r, row.data());
+    for (int64_t i = 0; i < cols; ++i) matrix.add(row[i], truth[r * cols + i]);
+    for (int64_t t = 0; t < tokens; ++t) {
+      double right = 0;
+      for (int64_t i = 0; i < cols; ++i) right += truth[r * cols + i] * x.floats()[t * cols + i];
+      product.add(y[t * rows + r], right);
     }
-  return std::sqrt(wrong / right);
+  }
+  return std::max(product.value(), matrix.value());
+}
+
+bool check(const Set& set, Matrix m, bool integer) {
+  const char* kinds[] = {"f32", "f16", "bf16"};
+  double worst = 0;
+  const int64_t unit = m.bits ? m.group : 8;
+  for (int64_t cols : {unit, 256 + unit, int64_t(1024), int64_t(2048)})
+    for (int64_t tokens : {1, 6}) {
+      m.rows = 7, m.cols = cols;
+      worst = std::fmax(worst, error(*set.kernels, m, integer, tokens));
+    }
+  const bool fine = worst < (integer ? 3e-4 : 2e-6);
+  std::printf("%s %d bits, group %3d, %s, %s: %.1e%s\n", set.name, m.bits, m.group,
+              kinds[static_cast<int>(m.kind)], integer ? "integer" : "exact", worst,
+              fine ? "" : "  WRONG");
+  return fine;
 }
 
 }  // namespace
 
 int main() {
-#if defined(__aarch64__)
-  const Kernels* sets[] = {&kernels_neon, &kernels_portable};
-#else
-  const Kernels* sets[] = {&kernels_portable};
-#endif
   bool good = true;
-  for (const Kernels* k : sets)
-    for (int bits : {2, 3, 4, 5, 6, 8})
-      for (int group : {32, 64, 128})
-        for (bool integer : {false, true}) {
-          double worst = 0;
-          for (int64_t cols : {int64_t(group), int64_t(256 + group), int64_t(1024)})
-            for (int64_t tokens : {int64_t(1), int64_t(6)})
-              worst = std::fmax(worst, error(*k, bits, group, integer, cols, tokens));
-          const bool fine = worst < (integer ? 3e-4 : 2e-6);
-          good = good && fine;
-          std::printf("%s %d bits, group %3d, %s: %.1e%s\n", k == sets[0] ? "best" : "portable",
-                      bits, group, integer ? "integer" : "exact", worst, fine ? "" : "  WRONG");
-        }
+  for (const Set& set : kSets)
+    for (Kind kind : {Kind::f32, Kind::f16, Kind::bf16}) {
+      Matrix m;
+      m.kind = kind;
+      good &= check(set, m, false);
+      for (int bits : {2, 3, 4, 5, 6, 8})
+        for (int group : {32, 64, 128})
+          for (bool integer : {false, true}) {
+            m.bits = bits, m.group = group;
+            good &= check(set, m, integer);
+          }
+    }
   return good ? 0 : 1;
 }
