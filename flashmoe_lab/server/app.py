@@ -1,5 +1,6 @@
 """The server put together: paths, errors, and running it."""
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -23,7 +24,8 @@ from flashmoe_lab.server.protocol import BoundedProtocol
 from flashmoe_lab.server.requests import ChatRequest, CompletionRequest
 from flashmoe_lab.server.service import ServerSettings, Service
 
-_FAREWELL_S = 3  # that answers under way may take when the server ends
+_FAREWELL_S = 3  # that answers under way may take when the server ends; then they are stopped
+_STOP_S = 5  # that stopping may take, and telling the clients
 
 
 def make_app(engine: Engine, settings: ServerSettings) -> Starlette:
@@ -78,10 +80,25 @@ def make_app(engine: Engine, settings: ServerSettings) -> Starlette:
     return app
 
 
-def make_server(engine: Engine, settings: ServerSettings) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Stops what is under way at its end, while the clients can still be told."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        timer = asyncio.get_running_loop().call_later(_FAREWELL_S, self._service.end)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+
+def make_server(engine: Engine, settings: ServerSettings) -> Server:
     """For `run`, `serve(sockets)` and `should_exit` of uvicorn."""
+    app = make_app(engine, settings)
     config = uvicorn.Config(
-        make_app(engine, settings),
+        app,
         http=BoundedProtocol,
         ws="none",
         loop="asyncio",
@@ -91,9 +108,9 @@ def make_server(engine: Engine, settings: ServerSettings) -> uvicorn.Server:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=_FAREWELL_S,
+        timeout_graceful_shutdown=_FAREWELL_S + _STOP_S,
     )
-    return uvicorn.Server(config)
+    return Server(config, app.state.service)
 
 
 def listen(host: str, port: int) -> socket.socket:

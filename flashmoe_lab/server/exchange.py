@@ -87,11 +87,12 @@ class Exchange(Generic[AskedT]):
     ) -> None:
         answer = self._answer(self._service, asked)
         job = await asyncio.to_thread(answer.job)
+        self._service.begun(job)
         try:
             if asked.stream:
                 await EventStream(send).send_all(_in_turn(place, answer.chunks(job)))
             else:
-                await place.turn.wait()
+                await place.come()
                 body = (await answer.whole(job)).model_dump_json()
                 response = Response(body, media_type="application/json")
                 await _in_time(response(scope, receive, send))
@@ -128,7 +129,7 @@ async def _gone(receive: Receive) -> None:
 async def _in_turn(
     place: Place, chunks: AsyncGenerator[BaseModel, None]
 ) -> AsyncGenerator[BaseModel, None]:
-    await place.turn.wait()
+    await place.come()
     async with contextlib.aclosing(chunks) as pieces:
         async for piece in pieces:
             yield piece

@@ -24,6 +24,7 @@ class Queue:
             raise ValueError(f"the queue's length is {longest}; it must be 0 or more")
         self.longest = longest
         self._places: deque[Place] = deque()
+        self._closed = False
         self._mean_s = 1.0  # of a turn, the last ones counting most
 
     @property
@@ -40,8 +41,10 @@ class Queue:
         """A place at the end of the line; leave it by its `with`.
 
         Raises:
-            ApiError: 429, there is none.
+            ApiError: 429, there is none; 503, the server ends.
         """
+        if self._closed:
+            raise _ending()
         if len(self._places) > self.longest:
             raise ApiError(
                 429,
@@ -53,6 +56,12 @@ class Queue:
         self._places.append(place)
         self._call_next()
         return place
+
+    def close(self) -> None:
+        """Send away who waits, and who comes."""
+        self._closed = True
+        for place in self._places:
+            place.turn.set()
 
     def leave(self, place: "Place") -> None:
         """Give up a place; the next one may have the turn."""
@@ -71,14 +80,24 @@ class Place:
     """One request's place in the line.
 
     Attributes:
-        turn: set when it is its turn.
-        began: when that was.
+        turn: set when it is its turn, or will never be.
+        began: when its turn began; None before.
     """
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self.turn = asyncio.Event()
         self.began: float | None = None
+
+    async def come(self) -> None:
+        """Wait for the turn.
+
+        Raises:
+            ApiError: 503, the server ends before.
+        """
+        await self.turn.wait()
+        if self.began is None:
+            raise _ending()
 
     def __enter__(self) -> "Place":
         return self
@@ -90,3 +109,7 @@ class Place:
         trace: TracebackType | None,
     ) -> None:
         self._queue.leave(self)
+
+
+def _ending() -> ApiError:
+    return ApiError(503, "the server is shutting down", "shutting_down")

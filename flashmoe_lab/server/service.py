@@ -85,6 +85,8 @@ class Service:
         self.cache = PrefixCache(cache_nbytes) if cache_nbytes else None
         self.queue = Queue(settings.longest_queue)
         self.metrics = Metrics()
+        self._jobs: set[Job] = set()
+        self._ending = False
         self.started = int(time.time())
         file = path / "generation_config.json"
         given = read_json(file) if file.exists() else {}
@@ -148,8 +150,22 @@ class Service:
             raise ApiError(400, str(error), "invalid_value") from None
         return Job(run, work, self.grammars.token_bytes)
 
+    def begun(self, job: Job) -> None:
+        """A request has its job, which is to be `done` with."""
+        self._jobs.add(job)
+        if self._ending:
+            job.run.stop()
+
+    def end(self) -> None:
+        """Stop all jobs, and send away who waits, with an error that says why."""
+        self._ending = True
+        self.queue.close()
+        for job in self._jobs:
+            job.run.stop()
+
     def done(self, job: Job) -> None:
         """Count what a job took, however it ended."""
+        self._jobs.discard(job)
         stats, prompt = job.run.stats, job.run.prompt_tokens
         self.metrics.run(stats, prompt, stats.cached_tokens, len(job.run.tokens))
 

@@ -1,5 +1,6 @@
 """Many clients at once, clients that leave, and clients that are too many."""
 
+import logging
 import random
 import socket
 import time
@@ -13,6 +14,7 @@ import pytest
 from openai import RateLimitError
 
 import flashmoe_lab as fl
+from flashmoe_lab.server import app
 from tests.server.conftest import Running, running
 
 CLIENTS = 32
@@ -52,10 +54,17 @@ def test_32_clients_get_their_own_answers(server: Running):
     server.wait_until_idle()
 
 
-def open_stream(server: Running, max_tokens: int = 3000, stream: bool = True) -> socket.socket:
-    """A connection on which an answer is under way."""
+# The random model may end at any token; within this it cannot.
+NEVER_ENDS = """, "response_format": {"type": "json_schema", "json_schema": {"schema":
+    {"type": "array", "items": {"type": "integer"}, "minItems": 900}}}"""
+
+
+def open_stream(
+    server: Running, max_tokens: int = 3000, stream: bool = True, text: str = ""
+) -> socket.socket:
+    """A connection on which an answer is under way; `text` is more of the request."""
     body = f'{{"model": "golden", "prompt": "go", "max_tokens": {max_tokens}, "stream": '
-    body += f'{"true" if stream else "false"}, "seed": 1}}'
+    body += f'{"true" if stream else "false"}, "seed": 1{text}}}'
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
@@ -145,6 +154,36 @@ def test_the_server_ends_while_it_answers(speaking: Any):
         connection = open_stream(server)
         connection.recv(10)
     connection.close()
+
+
+def test_who_is_under_way_when_the_server_ends_is_told(
+    speaking: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(app, "_FAREWELL_S", 0.1)
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    with fl.load(speaking) as engine, ExitStack() as stack:
+        stack.enter_context(engine.intercept("lm_head", lambda *_: time.sleep(0.02)))
+        with running(engine) as server:
+            begun = stack.enter_context(open_stream(server, text=NEVER_ENDS))
+            seen = begun.recv(65536)
+            waiting = [
+                stack.enter_context(open_stream(server, stream=stream)) for stream in (True, False)
+            ]
+            while server.service.queue.waiting < 2:
+                time.sleep(0.005)
+        told = [whole(connection) for connection in (begun, *waiting)]
+        hits = engine.bank.counts.hits
+        time.sleep(0.1)
+        assert engine.bank.counts.hits == hits
+    assert b"200 OK" in seen
+    assert all(b'"code":' in each and b"shutting_down" in each for each in told)
+    assert all(each.startswith(b"HTTP/1.1 503") for each in told[1:])
+    assert not caplog.records
+
+
+def whole(connection: socket.socket) -> bytes:
+    """All that still comes."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def test_metrics_count(server: Running):
