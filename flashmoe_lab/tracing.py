@@ -77,6 +77,7 @@ class Tracer(Watch):
         self._between: list[tuple[int, int, int]] = []  # position, code and end
         self._pass: tuple[int, int, Sequence[int], int] | None = None  # as Notes.close takes it
         self._askers: list[Asker] = []
+        self._native: bool | None = None
         self._state: SequenceState | None = None
         self._surprise: tuple[float, float] | None = None  # of the token that was chosen last
         self._picked = self._length = 0
@@ -213,12 +214,18 @@ class Tracer(Watch):
         self._rows.since_ns = self.recorder.facts["start_ns"]
         k = self.recorder.facts["num_experts_per_tok"]
         self._askers = [asker(layer, k) for layer in self.model.layers]
+        self._listen()
+
+    def _listen(self) -> None:
+        """Listen to what the kernels of the next pass show; others may be chosen midway."""
         native = native_for(self.model.dtype)
-        self.listeners = self._listeners(native)
-        self._add_probes(native)
+        if native != self._native:
+            self._native, self.listeners = native, self._listeners(native)
+            self._add_probes(native)
 
     def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
         """Close the sampler's span and open a pass."""
+        self._listen()
         now, position, self._state = clock(), state.length, state
         self._length = position + len(tokens)
         intercepted = self.model.intercepted

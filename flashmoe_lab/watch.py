@@ -4,6 +4,7 @@ The base class listens to nothing, so a run that nobody watches pays one look-up
 no tables and no files; `tracing.Tracer` is the one that keeps a record.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,7 @@ class Together(Watch):
 
     def __init__(self, watches: Sequence[Watch]) -> None:
         self._watches = tuple(watches)
+        self._joined = [watch.listeners for watch in watches]
         self.every_stage = any(watch.every_stage for watch in watches)
         self.record_nbytes = sum(watch.record_nbytes for watch in watches)
 
@@ -112,10 +114,15 @@ class Together(Watch):
 
     def run_begins(self) -> None:
         """See Watch; who listens to what is known from here on."""
-        told: dict[str, list[Callable[[Any], None]]] = {}
         for watch in self._watches:
             watch.run_begins()
-            for path, listener in watch.listeners.items():
+        self._listen()
+
+    def _listen(self) -> None:
+        told: dict[str, list[Callable[[Any], None]]] = {}
+        self._joined = [watch.listeners for watch in self._watches]
+        for listeners in self._joined:
+            for path, listener in listeners.items():
                 told.setdefault(path, []).append(listener)
         self.listeners = {path: _in_turn(listeners) for path, listeners in told.items()}
 
@@ -123,6 +130,9 @@ class Together(Watch):
         """See Watch."""
         for watch in self._watches:
             watch.pass_begins(phase, tokens, state)
+        now = [watch.listeners for watch in self._watches]
+        if not all(map(operator.is_, now, self._joined)):
+            self._listen()
 
     def token_begins(self, memory: TokenMemory) -> None:
         """See Watch."""

@@ -12,6 +12,7 @@ from flashmoe_lab.interventions import by_mass
 from flashmoe_lab.storage.blocks import ReadError
 from flashmoe_lab.storage.page_cache import evict, process_read_nbytes, warm
 from flashmoe_lab.trace import Recorder
+from flashmoe_lab.watch import NOBODY, Watch
 from tests.trace.test_export import check_chrome
 
 PROMPT = [5, 17, 301, 44, 8, 9]
@@ -178,6 +179,24 @@ def test_flow_mode_waits_only_where_the_run_does(open_engine, packed):
     waits = spans[spans.lane == "wait"]
     assert (waits.stage == "router").sum() == 8 * 4 and (waits.stage == "lm_head").sum() == 8
     assert "compute" not in set(spans.lane)  # nothing says when the device was at what
+
+
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_other_kernels_midway_lose_nothing(open_engine, packed, kernel_set, mode, watched):
+    """`watched`: by somebody else too."""
+    if not kernels.native.available:
+        pytest.skip("there is one set")
+    other = "mlx" if kernel_set == "native" else "native"
+
+    def choose(done, total):  # between one part of the prompt and the next
+        kernels.use(other if done == 2 else kernel_set)
+
+    watch = Watch() if watched else NOBODY
+    with open_engine(packed("golden/hf", 4)) as engine:
+        trace = _run(engine, mode, prefill_chunk=2, progress=choose, watch=watch).trace
+    sizes = trace.routing.groupby(["token", "layer"]).size()
+    assert len(sizes) == (6 + 7) * 4 and set(sizes) == {3}
 
 
 def test_a_stopped_run_keeps_its_record(open_engine, packed):
