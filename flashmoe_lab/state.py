@@ -1,8 +1,9 @@
 """What a sequence carries from token to token: keys and values, convolution inputs, recurrent
 matrices.
 
-The native kernels move a state on in place, so a snapshot is a copy. The state knows no weights; a
-model makes an empty one with `SequenceState.empty(config, dtype)`.
+The native kernels move a state on in place, so a snapshot is a copy; and a state equals itself
+alone, since arrays have no single answer. It knows no weights; a model makes an empty one with
+`SequenceState.empty(config, dtype)`.
 """
 
 import json
@@ -19,7 +20,7 @@ from flashmoe_lab.config import FULL, ModelConfig
 KV_STEP = 256  # key and value buffers grow by this many tokens
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class AttentionState:
     """Keys and values [Hk, size, D] of `length` tokens; `size` is a multiple of KV_STEP, the rest
     is zero."""
@@ -57,7 +58,7 @@ class AttentionState:
             self.values = mx.concatenate([self.values, room], axis=1)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class DeltaState:
     """The last inputs of the convolution [kernel - 1, C] and the matrices [Hv, Dv, Dk] in
     float32."""
@@ -77,7 +78,7 @@ class DeltaState:
 LayerState = AttentionState | DeltaState
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SequenceState:
     """The state of every layer after `tokens`.
 

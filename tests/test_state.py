@@ -38,6 +38,14 @@ def contents(state):
     return [np.array(array) for array in found]
 
 
+def test_a_state_is_found_among_others_of_the_same_shape(config):
+    """As in a list of those under way: comparing their arrays would raise."""
+    states = [SequenceState.empty(config, mx.float32) for _ in range(3)]
+    assert states.index(states[2]) == 2 and states[0] != states[1]
+    layers = [layer for state in states for layer in state.layers]
+    assert [layers.index(layer) for layer in layers] == list(range(len(layers)))
+
+
 def assert_same(state, expected):
     for found, wanted in zip(contents(state), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
