@@ -19,8 +19,8 @@ _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 _MOST_TOKENS = 2048
 _AS_OPENED = -1.0  # a choice of None would mean that nothing is chosen
 NAMED: dict[str, Any] = {"description_width": "110px"}
-WIDE = w.Layout(width="100%", max_width="880px")
-HALF = w.Layout(width="425px")
+WIDE = w.Layout(width="auto", max_width="880px")  # of "100%" the margins would stick out
+HALF = w.Layout(flex="1 1 360px", width="auto", max_width="438px")  # two beside each other
 
 
 class RunControls:
@@ -50,7 +50,7 @@ class RunControls:
         self.bits = w.Dropdown(options=forms, value=own, description="Bits")
         self.bank = w.Dropdown(options=_banks(engine), value=_AS_OPENED, description="Bank")
         self.policy = w.Dropdown(
-            options=list(POLICIES), value=engine.bank.policy_name, description="Gives up"
+            options=list(POLICIES), value=engine.bank.policy_name, description="Bank policy"
         )
         self.page_cache = w.Dropdown(
             options=[(f"{name}: {what}", name) for name, what in PAGE_CACHE.items()],
@@ -101,7 +101,7 @@ def note(words: str, failed: bool = False, status: bool = True) -> str:
     """A line in the theme's colours; a line of status is read aloud when it changes."""
     colour = "var(--jp-error-color1, #c62828)" if failed else "var(--jp-ui-font-color1, inherit)"
     role = ' role="status"' if status else ""
-    return f'<div{role} style="color:{colour};margin:4px 0">{escape(words)}</div>'
+    return f'<div{role} style="color:{colour};margin:4px 0;line-height:1.4">{escape(words)}</div>'
 
 
 def _banks(engine: Engine) -> list[tuple[str, float]]:

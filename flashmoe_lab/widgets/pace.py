@@ -1,5 +1,5 @@
 """Pace: how often something may be drawn, so that drawing takes a small share of the time, on
-whatever machine."""
+whatever machine. One slow drawing among quick ones, as when axes change, holds nothing up."""
 
 from time import perf_counter
 
@@ -12,7 +12,7 @@ class Pace:
 
     def __init__(self, share: float = SHARE, least_s: float = LEAST_S) -> None:
         self._share, self._least_s = share, least_s
-        self._begun = self._next = 0.0
+        self._begun = self._next = self._took_s = 0.0
 
     @property
     def due(self) -> bool:
@@ -24,5 +24,6 @@ class Pace:
 
     def __exit__(self, *exception: object) -> None:
         now = perf_counter()
-        wanted = (now - self._begun) / self._share
+        before, self._took_s = self._took_s, now - self._begun
+        wanted = min(before, self._took_s) / self._share
         self._next = now + min(max(wanted, self._least_s), MOST_S)

@@ -26,6 +26,11 @@ from flashmoe_lab.widgets.setting import Setting
 from flashmoe_lab.widgets.shown import Shown, display_with
 
 _SHOWN_TEXT = 6000  # characters of a text under way
+# Of one height, so that the picture under it stays in place; reversed, so that its end is seen.
+_BOX = (
+    "white-space:pre-wrap;max-width:75ch;line-height:1.4;height:7em;overflow-y:auto;"
+    "display:flex;flex-direction:column-reverse"
+)
 PROMPT = "Tell me a story about a fox named Fina."
 
 
@@ -155,28 +160,33 @@ class Playground:
         self._run = run = begin(engine, prompt, setting, live, told)
         if self._stopped:  # before there was a run to tell
             run.stop()
-        begun = perf_counter()
+        begun, words = perf_counter(), Pace()  # words cost little: no picture holds them up
         for _ in run:
-            if pace.due:
+            if words.due:
+                with words:
+                    self._tell(run, begun)
+            if pace.due and len(run.tokens) > 1:  # of the prompt there are no reads and times
                 with pace:
-                    self._draw(run, figure, live, begun)
-        self._draw(run, figure, live, begun)
+                    self._draw(figure, live)
+        self._tell(run, begun)
+        self._draw(figure, live)
         return played(engine, run, prompt, setting)
 
-    def _draw(self, run: Run, figure: LiveFigure, live: Live, begun: float) -> None:
-        figure.add(live.taken())
-        decode, tail = run.stats.decode, run.text[-_SHOWN_TEXT:]
-        self.text.value = (
-            '<div aria-live="off" style="white-space:pre-wrap;max-width:75ch;line-height:1.4">'
-            f"{escape(tail)}</div>"
-        )
-        self.image.value = draw(figure.png)
-        self.figures.value = note(figure.words, status=False)
+    def _tell(self, run: Run, begun: float) -> None:
+        decode, tail, made = run.stats.decode, run.text[-_SHOWN_TEXT:], len(run.tokens)
+        end = '<div style="margin-bottom:auto">'  # a short text stands at the top
+        self.text.value = f'<div aria-live="off" style="{_BOX}">{end}{escape(tail)}</div></div>'
         self._say(
-            f"{len(run.tokens)} tokens, {decode.tokens_per_second:,.1f} a second, "
+            f"{made} {'token' if made == 1 else 'tokens'}, "
+            f"{decode.tokens_per_second:,.1f} a second, "
             f"{format_nbytes(decode.read_nbytes_per_token)} a token, "
             f"{decode.hit_rate:.0%} found in the bank, {perf_counter() - begun:.1f} s"
         )
+
+    def _draw(self, figure: LiveFigure, live: Live) -> None:
+        figure.add(live.taken())
+        self.image.value = draw(figure.png)
+        self.figures.value = note(figure.words, status=False)
 
     def _export(self) -> None:
         try:
