@@ -243,9 +243,16 @@ class Engine:
             if run.carry_out(responses, together) and run.prompt_tokens < len(request.prompt):
                 run.finish_reason = "cancelled"  # no response could say so
             run.intercepted += self.model.intercepted
-            run.end()
 
-        run = Run(lambda run: self._thread.submit(lambda: work(run)) and None, num_experts_per_tok)
+        def ended(run: Run) -> None:
+            try:
+                work(run)
+            except BaseException as error:  # whoever waits for the run must hear of it
+                run.put(error)
+            finally:
+                run.end()
+
+        run = Run(lambda run: self._thread.submit(lambda: ended(run)) and None, num_experts_per_tok)
         run.record_nbytes = together.record_nbytes
         return run
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -183,6 +184,21 @@ def test_damaged_files(chat_engine, tmp_path):
 
 
 @on_cpu
+def test_a_run_that_cannot_begin_says_so(chat_engine, monkeypatch):
+    """Instead of leaving who iterates, and a server's queue behind it, to wait for ever."""
+
+    def gone(num_experts_per_tok=None):
+        raise OSError("the checkpoint is gone")
+
+    monkeypatch.setattr(chat_engine, "identity", gone)
+    run = chat_engine.stream_generate([1, 2], 2, cache=PrefixCache())
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(run.wait)
+        done = wait([waiting], timeout=30).done
+        run.end()
+    assert done and isinstance(waiting.exception(), OSError)
+
+
 def test_stopping_anywhere_changes_no_number(chat_engine, rng):
     engine = Noted(chat_engine)
     chat = Session(engine, max_tokens=30)  # pyright: ignore[reportArgumentType]
