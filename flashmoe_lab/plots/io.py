@@ -46,7 +46,7 @@ def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None
     word = shown(str(trace.tokens.set_index("token").text[token]))
     where = "" if layer is None else f", layer {layer}"
     title = f"Reads while token {token} {word} went through the model{where}"
-    threads = _threads_at_work(trace)
+    threads = _threads_at_work(trace, reads)
     figure, axes = canvas(title, conditions(trace), height=2.0 + 0.25 * len(threads))
     ax = axes[0, 0]
     places = {thread: place for place, thread in enumerate(threads)}
@@ -61,9 +61,9 @@ def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None
     return Plot(figure=figure, data=data, title=title)
 
 
-def _threads_at_work(trace: Trace) -> dict[int, str]:
+def _threads_at_work(trace: Trace, reads: pd.DataFrame) -> dict[int, str]:
     """Reading threads by their rows; where the run itself read all, the idle ones are left out."""
-    threads, worked = reading_threads(trace), set(trace.reads.thread.unique())
+    threads, worked = reading_threads(trace), set(reads.row)
     idle = not worked - {trace.facts["threads"], -1}
     return {n: name for n, name in threads.items() if n in worked} if idle else threads
 

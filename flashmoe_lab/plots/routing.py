@@ -50,7 +50,7 @@ def expert_histogram(trace: Trace, layer: int | None = None, ordered: bool = Tru
     even = data["uniform"].mean()  # layers may have different K
     share = data["count"].nlargest(max(1, len(data) // 4)).sum() / max(data["count"].sum(), 1)
     unused = int((data["count"] == 0).sum())
-    words = f"the top quarter takes {share:.0%} of the choices; {unused} were never chosen"
+    words = f"the top quarter takes {share:.0%} of the choices; never chosen: {unused}"
     ax.axhline(even, color=RED, linewidth=1.5, label=f"even choice: {even:.1f} each ({words})")
     names = "(layer, expert)" if layer is None else "expert"
     ax.set_xlabel(f"{names}, most chosen first" if ordered else names)

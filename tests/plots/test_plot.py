@@ -95,3 +95,7 @@ def test_a_timeline_has_no_rows_of_readers_that_never_read():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["the run", "run itself"]
     bars: list[Any] = list(axes.patches)
     assert {round(bar.get_y() + bar.get_height() / 2) for bar in bars} == {-1, 0}
+    token = trace.reads.token.max()
+    trace.reads.loc[trace.reads.token != token, "thread"] = 0  # at work in other passes only
+    axes = plots.io_timeline(trace, int(token)).figure.axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["the run", "run itself"]
