@@ -89,6 +89,8 @@ class Turn:
 
     def figures(self) -> str:
         """What it cost, in a line."""
+        if not self.runs:
+            return "from a file; what it took is not kept"
         return (
             f"prompt {self.prompt_tokens} tokens, {self.cached_tokens} of them known; "
             f"answer {self.tokens} tokens; {self.dur_ns / 1e9:.2f} s; "

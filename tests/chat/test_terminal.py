@@ -237,7 +237,9 @@ def directory(packed, write_tokenizer, tmp_path):
 
 
 def test_piped_chat(directory, tmp_path, capsys, monkeypatch):
-    (lines := tmp_path / "lines").write_text("Hi\n/k 2\n/stats\n/bits 2\n/save saved\n")
+    (lines := tmp_path / "lines").write_text(
+        "Hi\n/k 2\n/stats\n/bits 2\n/save saved\n/load saved\n/stats\n"
+    )
     monkeypatch.chdir(tmp_path)
     with lines.open() as given:
         monkeypatch.setattr(sys, "stdin", given)
@@ -245,6 +247,7 @@ def test_piped_chat(directory, tmp_path, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "answer 4 tokens" in text and "K=2 (lossy: K=2 of the model's 3)" in text
     assert "error: bits is 2: only demo" in text
+    assert "1 'Hi': from a file; what it took is not kept" in text
     assert (tmp_path / "saved.safetensors").exists()
 
 
