@@ -29,6 +29,7 @@ from flashmoe_lab.units import format_nbytes
 
 _MOST_LAYERS = 20
 _LEAST_WIDTH = 1 / 600  # of the axis: a shorter bar would be invisible
+_LETTER_WIDTH = 1 / 130  # of the axis
 _BINS = 160
 
 
@@ -99,9 +100,13 @@ def _name_layers(ax: Axes, spans: pd.DataFrame) -> bool:
     begins = spans[spans.layer >= 0].groupby("layer").start_ms.min()
     if len(begins) > _MOST_LAYERS:
         return False
+    letter = (spans.end_ms.max() - spans.start_ms.min()) * _LETTER_WIDTH
+    free = begins.min()
     for layer, start in begins.items():
-        words = f"layer {layer}" if layer == begins.index[0] else str(layer)
-        ax.text(start, -1.5, words, size=7.5)
+        if start >= free:  # else it would lie on the one before
+            words = f"layer {layer}" if layer == begins.index[0] else str(layer)
+            ax.text(start, -1.5, words, size=7.5)
+            free = start + letter * (len(words) + 0.5)
     return True
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flashmoe_lab import plots
+from flashmoe_lab.plots.select import busiest_token
 from tests.trace.made import made_trace
 
 
@@ -99,3 +100,12 @@ def test_a_timeline_has_no_rows_of_readers_that_never_read():
     trace.reads.loc[trace.reads.token != token, "thread"] = 0  # at work in other passes only
     axes = plots.io_timeline(trace, int(token)).figure.axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["the run", "run itself"]
+
+
+def test_names_of_layers_do_not_lie_on_each_other():
+    trace = made_trace()
+    token = busiest_token(trace)
+    of_layers = (trace.spans.token == token) & (trace.spans.layer >= 0)
+    trace.spans.loc[of_layers, "start_ns"] = trace.spans[of_layers].start_ns.min()
+    texts = plots.io_timeline(trace, token).figure.axes[0].texts
+    assert [text.get_text() for text in texts[1:]] == ["layer 0"]  # the first is the caption
