@@ -5,10 +5,10 @@ changed again and again and memory holds two at the most. An engine that the use
 closed here.
 """
 
-import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from flashmoe_lab.engine import Engine, EngineSettings
 from flashmoe_lab.storage.page_cache import evict, warm
 from flashmoe_lab.widgets.forms import Form, form_of, forms_of
+from flashmoe_lab.widgets.give_back import give_back
 from flashmoe_lab.widgets.setting import AS_IT_IS, WARM, Setting
 
 
@@ -38,7 +39,7 @@ class Engines:
                 return
             if self._key != (form, settings) or self._other is None:
                 self.close_other()  # first: both in memory may be too much
-                self._other = Engine(form.open(), settings)
+                self._other = _opening.submit(lambda: Engine(form.open(), settings)).result()
                 self._key = form, settings
             yield self._other
 
@@ -48,9 +49,11 @@ class Engines:
         if other is not None:
             other.close()
             del other
-            gc.collect()  # a bank is large, and cycles hold it
+            give_back()  # a bank is large, and cycles hold it
 
 
+# One thread for all: the allocator keeps what was freed for the thread that had asked for it.
+_opening = ThreadPoolExecutor(1, "flashmoe-opening")
 _of: "weakref.WeakKeyDictionary[Engine, Engines]" = weakref.WeakKeyDictionary()
 _of_lock = threading.Lock()
 

@@ -18,6 +18,7 @@ from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.widgets.controls import RunControls, button, note
 from flashmoe_lab.widgets.drawing import draw
 from flashmoe_lab.widgets.engines import engine_for, prepare
+from flashmoe_lab.widgets.give_back import give_back
 from flashmoe_lab.widgets.live import Live
 from flashmoe_lab.widgets.live_figure import HEIGHT, WIDTH, LiveFigure
 from flashmoe_lab.widgets.pace import Pace
@@ -149,6 +150,7 @@ class Playground:
             self._say(f"{type(error).__name__}: {error}", failed=True)
         finally:
             self._run = None
+            give_back()
             self._enable(running=False)
 
     def _follow(self, engine: Engine, prompt: str, setting: Setting) -> Played:

@@ -1,7 +1,9 @@
 """The Playground without a browser: its traits, its thread, its result."""
 
+import gc
 import threading
 import time
+from collections import Counter
 
 import pytest
 
@@ -117,8 +119,10 @@ def test_an_error_is_told_and_the_next_run_is_well(playground, monkeypatch):
 def test_runs_leave_no_thread_behind(playground, monkeypatch):
     monkeypatch.setattr(Played, "_repr_html_", lambda self: "")  # drawing is slow
     labels = list(playground.controls.bits.options)
-    playground.start()
-    playground.wait()
+    for label in reversed(labels):  # the threads that open and draw begin with the first of each
+        playground.controls.bits.value = label
+        playground.start()
+        playground.wait()
     threads = set(threading.enumerate())
     for turn in range(4):
         playground.controls.bits.value = labels[turn % 2]
@@ -129,6 +133,22 @@ def test_runs_leave_no_thread_behind(playground, monkeypatch):
     playground.start()
     playground.wait()
     assert set(threading.enumerate()) == threads
+
+
+def test_runs_leave_nothing_alive_but_the_last(playground):
+    labels = list(playground.controls.bits.options)
+    alive = list[Counter[str]]()
+    for turn in range(6):
+        playground.controls.bits.value = labels[turn % 2]
+        playground.controls.k.value = 1 + turn
+        playground.start()
+        playground.wait()
+        gc.collect()
+        alive.append(Counter(type(thing).__name__ for thing in gc.get_objects()))
+    for name in ("Engine", "ExpertBank", "Run", "Played", "Trace", "LiveFigure", "Live", "Figure"):
+        counts = [count[name] for count in alive[2:]]
+        assert counts[2:] == counts[:2], name
+    assert alive[-1]["Played"] - alive[0]["Played"] == 0
 
 
 def test_export(playground, tmp_path, monkeypatch):
