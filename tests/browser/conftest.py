@@ -46,9 +46,10 @@ def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Any]:
-    """One Chromium for all tests."""
+    """One Chromium for a file's tests. Playwright keeps an event loop running in this thread, in
+    which later tests could not start theirs, so it ends with them."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
