@@ -90,11 +90,22 @@ def read_json_text(text: str) -> Any:
         raise ValueError(f"{_short(text)} is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{_short(text)} is not JSON ({error})") from None
-    if _deeper(value, DEEPEST):
+    if deeper(value, DEEPEST):
         raise ValueError(f"{_short(text)} is nested too deeply; {DEEPEST} levels are allowed")
     if "\\u" in text and _HALF.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError(f"{_short(text)} has half of a surrogate pair")
     return value
+
+
+def deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value has more lists and objects within each other than so many."""
+    layer = [value]
+    for _ in range(levels + 1):
+        inner = [list(v.values()) if isinstance(v, dict) else v for v in layer]
+        layer = [item for v in inner if isinstance(v, list) for item in v]
+        if not layer:
+            return False
+    return True
 
 
 def _kinds(schema: Any, root: Any, depth: int) -> set[str]:
@@ -140,16 +151,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels + 1):
-        inner = [list(v.values()) if isinstance(v, dict) else v for v in layer]
-        layer = [item for v in inner if isinstance(v, list) for item in v]
-        if not layer:
-            return False
-    return True
 
 
 def _short(text: str) -> str:

@@ -7,6 +7,7 @@ import pydantic
 import pydantic_core
 from starlette.requests import ClientDisconnect, Request
 
+from flashmoe_lab.chat.arguments import deeper
 from flashmoe_lab.server.errors import ApiError
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
@@ -67,7 +68,7 @@ def _parsed(data: bytes, model: type[Model]) -> Model:
         value = pydantic_core.from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}", "invalid_json") from None
-    if _deeper(value, DEEPEST):
+    if deeper(value, DEEPEST):
         message = f"the body is nested too deeply; {DEEPEST} levels are allowed"
         raise ApiError(400, message, "invalid_json")
     try:
@@ -83,13 +84,3 @@ def _parsed(data: bytes, model: type[Model]) -> Model:
 
 def _place(location: tuple[int | str, ...]) -> str:
     return ".".join(map(str, location))[:200] or "body"
-
-
-def _deeper(value: object, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels + 1):
-        inner = [list(v.values()) if isinstance(v, dict) else v for v in layer]
-        layer = [item for v in inner if isinstance(v, list) for item in v]
-        if not layer:
-            return False
-    return True
