@@ -43,17 +43,16 @@ def gathered_mlp(
         return _mlp(x, tokens, slots, components, quantization)
     codes = components["up_proj.scales"][0].size * quantization.group_size
     outs: list[mx.array] = []
-    for pairs, first, stop in cuda_groups(slots, len(x), codes):
+    for pairs, count, first, stop in cuda_groups(slots, len(x), codes):
         part = {name: stack[first:stop] for name, stack in components.items()}
-        count = len(np.unique(pairs))
         outs.append(_mlp(x, tokens[pairs], slots[pairs] - first, part, quantization)[:count])
     return outs[0] if len(outs) == 1 else mx.concatenate(outs)
 
 
 def cuda_groups(
     slots: np.ndarray, rows: int, codes: int
-) -> Iterator[tuple[np.ndarray, int, int | None]]:
-    """Pairs that share a product, with the first slot and the end of the stack that it is given.
+) -> Iterator[tuple[np.ndarray, int, int, int | None]]:
+    """Pairs that share a product, and the part of the stack that it is given.
 
     Args:
         slots: int [P], ascending.
@@ -61,17 +60,18 @@ def cuda_groups(
         codes: weights of one slot's matrix.
 
     Yields:
-        positions of pairs, padded with repeated ones at the end where the matrix kernel needs more.
+        positions of pairs, padded with repeated ones at the end where the matrix kernel needs more;
+        how many come before those; the part's first slot and its end.
     """
     if rows <= _VECTOR_ROWS:
         for pairs in np.array_split(np.arange(len(slots)), -(-len(slots) // _VECTOR_ROWS)):
-            yield pairs, 0, None
+            yield pairs, len(pairs), 0, None
         return
     span = max(1, _STACK_CODES // codes)
     for part in np.unique(slots // span):
         pairs = np.flatnonzero(slots // span == part)
         padded = np.resize(pairs, max(len(pairs), _VECTOR_ROWS + 1))
-        yield padded, int(part) * span, (int(part) + 1) * span
+        yield padded, len(pairs), int(part) * span, (int(part) + 1) * span
 
 
 def _in_type(

@@ -173,7 +173,7 @@ def _matrix(x: mx.array, slot: int, projection: str, weights: ExpertWeights) -> 
 
 
 def _gather(x: mx.array, tokens: np.ndarray, slots: np.ndarray, weights: ExpertWeights) -> mx.array:
-    """One product for all pairs."""
+    """In as few products as are right on this device (gather.py)."""
     return gathered_mlp(x, tokens, slots, weights.components, weights.quantization)
 
 

@@ -17,7 +17,7 @@ COMPONENTS = ("weight", "scales", "biases")
 @pytest.mark.parametrize("count", [1, 7, 8, 10, 70])
 def test_few_tokens_never_reach_the_matrix_kernel(rows, count):
     groups = list(cuda_groups(np.arange(count), rows, WIDE))
-    assert all(1 <= len(pairs) < 8 for pairs, _, _ in groups)
+    assert all(1 <= len(pairs) == own < 8 for pairs, own, _, _ in groups)
     np.testing.assert_array_equal(np.concatenate([g[0] for g in groups]), np.arange(count))
 
 
@@ -25,12 +25,13 @@ def test_few_tokens_never_reach_the_matrix_kernel(rows, count):
 def test_a_prompt_never_reaches_the_vector_kernel_nor_a_far_slot(slots):
     slots = np.array(slots)
     groups = list(cuda_groups(slots, 8, WIDE))
-    assert all(len(pairs) >= 8 for pairs, _, _ in groups)
-    for pairs, first, stop in groups:
+    assert all(len(pairs) >= 8 for pairs, _, _, _ in groups)
+    for pairs, count, first, stop in groups:
         assert stop is not None
         assert ((slots[pairs] >= first) & (slots[pairs] < stop)).all()
         assert (stop - first) * WIDE <= 2**31
-    own = [np.unique(pairs) for pairs, _, _ in groups]
+        assert count == len(np.unique(pairs))
+    own = [np.unique(pairs) for pairs, _, _, _ in groups]
     np.testing.assert_array_equal(np.concatenate(own), np.arange(len(slots)))
     assert all(one[-1] < other[0] for one, other in pairwise(own))
 
