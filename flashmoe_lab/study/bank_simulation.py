@@ -1,8 +1,9 @@
 """A recorded run, gone over again with banks of other sizes and policies: what would they have hit?
 
 The same policy objects and the same order as in the engine's bank, without memory or reading, so
-the simulation of the bank that a run had gives that run's own hits. What differs from a real run:
-the experts are those of this text, and nothing is said about time.
+the simulation of the bank that a run had gives that run's own hits, if its layers are packed alike
+(the engine keeps blocks of each size apart). What differs from a real run: the experts are those of
+this text, and nothing is said about time.
 """
 
 import heapq
@@ -12,7 +13,7 @@ from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from flashmoe_lab.storage.policy import LRU, CachePolicy
+from flashmoe_lab.storage.policy import POLICIES, CachePolicy
 from flashmoe_lab.trace import Trace
 from flashmoe_lab.trace.export import requests
 
@@ -103,7 +104,7 @@ def simulate(
 
 def _makers(groups: list[Group]) -> dict[str, Callable[[], CachePolicy]]:
     keys = [key for group in groups for key in group]
-    return {"lru": LRU, "belady": lambda: Belady(keys)}
+    return {**POLICIES, "belady": lambda: Belady(keys)}
 
 
 def _groups(trace: Trace) -> list[Group]:
@@ -124,13 +125,13 @@ def _hits(groups: list[Group], slots: int, policy: CachePolicy) -> int:
         order = sorted(group, key=lambda key: (key not in held, key))
         for start in range(0, len(order), slots):
             wave = sorted(order[start : start + slots])
-            misses = [key for key in wave if key not in held]
+            pinned, misses = set(wave), [key for key in wave if key not in held]
             for key in wave:
                 if key in held:
                     policy.touch(key)
             for key in misses:
                 if len(held) == slots:
-                    held.discard(policy.victim(set(wave)))
+                    held.discard(policy.victim(pinned))
                 held.add(key)
                 policy.admit(key)
             hits += len(wave) - len(misses)
