@@ -11,7 +11,7 @@ import numpy as np
 
 from flashmoe_lab.plots.select import decode_tokens
 from flashmoe_lab.trace import Trace
-from flashmoe_lab.trace.export import requests
+from flashmoe_lab.trace.export import block_nbytes, requests
 
 PARTS = ("mixers, norms, routers", "experts", "fetching experts", "head", "Python")
 
@@ -56,7 +56,7 @@ class Budget:
             ms={name: float(ms.get(name, 0.0)) for name in PARTS},
             num_experts_per_tok=trace.facts["num_experts_per_tok"],
             hit_rate=float(asked.hit.mean()),
-            asked_nbytes=len(asked) / len(positions) * trace.facts["block_nbytes"],
+            asked_nbytes=float(block_nbytes(trace)[asked.layer].sum()) / len(positions),
         )
 
     @property

@@ -26,6 +26,11 @@ def test_parts_by_hand(budget: Budget) -> None:
     assert budget.bandwidth_gbps == pytest.approx(1500 / 6e-3 / 1e9)
 
 
+def test_each_layer_has_blocks_of_its_own_size() -> None:
+    found = Budget.of(made_trace(mode="stages", layer_block_nbytes="1000,500"))
+    assert found.asked_nbytes == 2 * 1000 + 2 * 500
+
+
 def test_what_if(budget: Budget) -> None:
     same = budget.what_if()
     assert dict(same.ms) == pytest.approx(dict(budget.ms))
