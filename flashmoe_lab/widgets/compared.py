@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from os.path import commonprefix
 from typing import Any
 
 from flashmoe_lab.cards import card
@@ -73,7 +74,8 @@ class SideBySide:
 
     @cached_property
     def comparison(self) -> Comparison:
-        """Of predictions over the same text; times and bytes are of each one's own run."""
+        """Of predictions over the same text, and of what going over it took; `played` has times and
+        bytes of each one's own run."""
         return compare(self.a.forced, self.b.forced)
 
     @property
@@ -93,8 +95,7 @@ class SideBySide:
         a, b = self.a.played.text, self.b.played.text
         if a == b:
             return "yes"
-        same = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
-        return f"no; the first {same or min(len(a), len(b))} characters are the same"
+        return f"no; the first {len(commonprefix([a, b]))} characters are the same"
 
     @cached_property
     def plot(self) -> Plot:

@@ -1,5 +1,7 @@
 """Two settings of one prompt side by side."""
 
+from dataclasses import replace
+
 import pytest
 
 import flashmoe_lab as fl
@@ -44,6 +46,16 @@ def test_predictions_are_compared(runs):
     assert "K=1 of the model" in html and "<b>own</b>" in html
     same = side_by_side(runs["own"], runs["own"])
     assert same.rows["same text"] == "yes" and same.comparison.summary.kl_nats_max[0] == 0
+
+
+@pytest.mark.parametrize("other, same", [("xb", 0), ("ax", 1), ("abc", 2)])
+def test_how_far_two_texts_are_the_same(runs, other, same):
+    a, b = (
+        replace(runs["own"], played=replace(runs["own"].played, text=text))
+        for text in ("ab", other)
+    )
+    words = side_by_side(a, b).rows["same text"]
+    assert words == f"no; the first {same} characters are the same"
 
 
 def test_runs_of_other_prompts_are_refused(engine, runs):
