@@ -21,7 +21,6 @@ import numpy as np
 from flashmoe_lab import kernels, native
 from flashmoe_lab.checkpoint.layer_file import LayerFile
 from flashmoe_lab.checkpoint.packed import PackedCheckpoint
-from flashmoe_lab.checkpoint.quantize import dequantize_reference
 from flashmoe_lab.reading import page_cache_holds
 from flashmoe_lab.storage.bank import default_capacity_nbytes
 from flashmoe_lab.storage.blocks import BlockBatch
@@ -106,21 +105,27 @@ def _read(
             rounds = max(1, min(8, layer.num_experts // pool.slots))
             order = rng.permutation(layer.num_experts)[: rounds * pool.slots]
             seconds = 0.0
-            for experts in np.sort(order.reshape(rounds, -1), axis=1):
-                batch = BlockBatch(
-                    layer=layer.layer,
-                    experts=experts,
-                    offsets=layer.offset(0) + experts * layer.layout.block_nbytes,
-                    addresses=pool.addresses(range(pool.slots)),
-                    part_nbytes=pool.part_nbytes,
-                    owner=pool,
-                )
+            groups = np.sort(order.reshape(rounds, -1), axis=1)
+            for experts in groups:
+                batch = _batch(layer, pool, experts)
                 start = time.perf_counter()
                 reader.read(batch)
                 seconds += time.perf_counter() - start
             speeds.append(order.size * layer.layout.block_nbytes / seconds / 1e9)
-            right &= _equal(layer, pool, np.sort(order.reshape(rounds, -1), axis=1)[-1])
+            right &= _equal(layer, pool, groups[-1])
     return statistics.median(speeds), right, left
+
+
+def _batch(layer: LayerFile, pool: SlotPool, experts: np.ndarray) -> BlockBatch:
+    """These experts into the first slots of a pool."""
+    return BlockBatch(
+        layer=layer.layer,
+        experts=experts,
+        offsets=layer.offset(0) + experts * layer.layout.block_nbytes,
+        addresses=pool.addresses(range(len(experts))),
+        part_nbytes=pool.part_nbytes,
+        owner=pool,
+    )
 
 
 def _equal(layer: LayerFile, pool: SlotPool, experts: np.ndarray) -> bool:
@@ -144,24 +149,12 @@ def _kernels(
     count = min(layer.num_experts, checkpoint.config.num_experts_per_tok)
     pool = SlotPool(layer.layout, count, "block" if on_cpu else "stacked")
     with open_reader("pread", {layer.layer: layer.path}) as reader:
-        experts = np.arange(count)
-        reader.read(
-            BlockBatch(
-                layer=layer.layer,
-                experts=experts,
-                offsets=layer.offset(0) + experts * layer.layout.block_nbytes,
-                addresses=pool.addresses(range(count)),
-                part_nbytes=pool.part_nbytes,
-                owner=pool,
-            )
-        )
+        reader.read(_batch(layer, pool, np.arange(count)))
     hidden = checkpoint.config.hidden_size
     x = np.random.default_rng(0).normal(size=(1, hidden)).astype(np.float32)
+    x64 = x.astype(np.float64)
     expected = np.concatenate(
-        [
-            kernels.expert_mlp_reference(x.astype(np.float64), _matrices(layer, e))
-            for e in range(count)
-        ]
+        [kernels.expert_mlp_reference(x64, layer.matrices64(e)) for e in range(count)]
     )
     names = [n for n in kernels.KERNELS if n == "mlx" or (on_cpu and native.available)]
     before = kernels.used()
@@ -192,16 +185,3 @@ def _run(name: str, pool: SlotPool, x: np.ndarray, expected: np.ndarray, repetit
         speed=pool.slots * pool.layout.payload_nbytes / statistics.median(seconds[1:]) / 1e9,
         error=error if np.isfinite(error) else 1.0,
     )
-
-
-def _matrices(layer: LayerFile, expert: int) -> dict[str, np.ndarray]:
-    parts = layer.layout.split(layer.read_block(expert))
-    quantization = layer.layout.quantization
-    if quantization is None:
-        return {p: part["weight"].float32().astype(np.float64) for p, part in parts.items()}
-    return {
-        p: dequantize_reference(
-            part["weight"].data, part["scales"].float32(), part["biases"].float32(), quantization
-        )
-        for p, part in parts.items()
-    }

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from flashmoe_lab.checkpoint.quantize import dequantize_reference
 from flashmoe_lab.checkpoint.tensor_file import DTYPES, Tensor, make_header, read_fully, write_at
 from flashmoe_lab.config import PROJECTIONS, ModelConfig, Quantization, stored_parts
 
@@ -211,6 +212,22 @@ class LayerFile:
         finally:
             os.close(descriptor)
         return block
+
+    def matrices64(self, expert: int) -> dict[str, np.ndarray]:
+        """An expert's matrices [out, in] by projection in float64, for references."""
+        parts = self.layout.split(self.read_block(expert))
+        quantization = self.layout.quantization
+        if quantization is None:
+            return {p: part["weight"].float32().astype(np.float64) for p, part in parts.items()}
+        return {
+            p: dequantize_reference(
+                part["weight"].data,
+                part["scales"].float32(),
+                part["biases"].float32(),
+                quantization,
+            )
+            for p, part in parts.items()
+        }
 
     def check_block(self, expert: int, block: np.ndarray | memoryview, expected: int) -> None:
         """Raise ValueError, naming file, layer and expert, unless the block has its checksum."""

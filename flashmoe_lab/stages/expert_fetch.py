@@ -16,7 +16,6 @@ import numpy as np
 
 from flashmoe_lab.cards import card
 from flashmoe_lab.checkpoint.layer_file import LayerFile
-from flashmoe_lab.checkpoint.quantize import dequantize_reference
 from flashmoe_lab.stages.part import Part
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.bank import ExpertBank, Placement
@@ -336,19 +335,7 @@ class ExpertFetch(Part):
     def reference(self, expert: int) -> dict[str, np.ndarray]:
         """An expert's matrices [out, in] by projection in float64, read from the file without the
         bank."""
-        layout = self.file.layout
-        parts = layout.split(self.file.read_block(expert))
-        if layout.quantization is None:
-            return {p: part["weight"].float32().astype(np.float64) for p, part in parts.items()}
-        return {
-            p: dequantize_reference(
-                part["weight"].data,
-                part["scales"].float32(),
-                part["biases"].float32(),
-                layout.quantization,
-            )
-            for p, part in parts.items()
-        }
+        return self.file.matrices64(expert)
 
 
 def _end(pending: Pending) -> None:
