@@ -5,7 +5,7 @@
 
 Answers are greedy. Bits round the routed experts to nearest in groups of 64, as an affine quantiser
 does; K changes how many experts a token uses, at unquantised weights. Needs transformers, best a
-GPU: on one H200 about half a minute a setting.
+GPU: on one H100 about two minutes a setting.
 """
 
 # pyright: reportMissingImports=false
