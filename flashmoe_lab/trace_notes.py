@@ -138,10 +138,11 @@ class Notes:
         """The pass is over."""
         self.leave()
         left, self._left = self._left, False
+        first = self.passes[-3] if self.passes else 0  # of its own routings
         if not end_ns:
-            del self.routings[self.passes[-3] if self.passes else 0 :]  # perhaps never computed
+            del self.routings[first:]  # perhaps never computed
         if len(tokens) > 1:
-            self._chunks += len(tokens) * _TOKEN_NBYTES * len(self.routings)
+            self._chunks += len(tokens) * _TOKEN_NBYTES * (len(self.routings) - first)
         self.ids += tokens
         self.surprise += surprise
         self.passes += (
