@@ -204,8 +204,6 @@ class Engine:
             constraint=constraint,
         )
         request.check(self.model)
-        if num_experts_per_tok is not None:
-            check_num_experts_per_tok(num_experts_per_tok, self.config.num_experts)
         watches = [] if watch is NOBODY else [watch]
         if trace:
             # Only here: the tables' libraries take half a second to import.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from flashmoe_lab.config import check_num_experts_per_tok
 from flashmoe_lab.model import Cancelled, Model, check_ids
 from flashmoe_lab.sampling import Constraint, Sampler, Sampling
 from flashmoe_lab.state import SequenceState
@@ -154,6 +155,8 @@ class GenerationRequest:
             raise ValueError(f"prefill_chunk is {self.prefill_chunk}; it must be at least 1")
         if self.follow and self.constraint:
             raise ValueError("follow and constraint exclude each other: both decide the tokens")
+        if self.num_experts_per_tok is not None:
+            check_num_experts_per_tok(self.num_experts_per_tok, config.num_experts)
         check_ids([*self.prompt, *self.follow], config.vocab_size)
         length = len(self.prompt) + self.max_tokens
         if length > config.max_position_embeddings:
