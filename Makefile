@@ -53,7 +53,7 @@ format: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/flashmoe-lab lab $(MODEL) $(if $(OPTIONS),-- $(OPTIONS))
 
-# A short version of every benchmark but the peers, which need other programs (benchmarks/README.md), in some minutes.
+# Short versions of the benchmarks that benchmarks/README.md names for it, in some minutes.
 RESULTS := benchmarks/results/latest.jsonl
 bench: $(STAMP)
 	rm -f $(RESULTS)

@@ -1,4 +1,4 @@
-"""The packed model that decode.py and prefill.py measure: one that is given, or a synthetic one."""
+"""The packed model that a benchmark measures: one that is given, or a synthetic one."""
 
 import argparse
 import tempfile
