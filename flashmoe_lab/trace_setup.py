@@ -76,7 +76,7 @@ def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
         **asdict(request.sampling),
         "lossy": ", ".join(engine.lossy(request.num_experts_per_tok)),
         "activations": str(dtype).removeprefix("mlx.core."),
-        "kernels": kernels.used(),
+        "kernels": kernels.used() if kernels.native_for(dtype) else "mlx",
         **_machine(),
     }
 
