@@ -11,7 +11,7 @@ holds `lock` meanwhile.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -98,11 +98,11 @@ class ExpertBank:
             raise ValueError(f"bank capacity is {capacity_nbytes} bytes; it must be 0 or more")
         self.keeps = capacity_nbytes != 0
         self.counts = BankCounts()
-        slots = _slots_by_layout(layers, capacity_nbytes, workspace)
+        experts = _experts_by_layout(layers)
+        slots = _slots_by_layout(experts, capacity_nbytes, workspace)
         _check_memory(sum(layout.block_nbytes * count for layout, count in slots.items()))
         self.policy_name = policy if isinstance(policy, str) else policy().name
         make = (lambda: make_policy(policy)) if isinstance(policy, str) else policy
-        experts = _experts_by_layout(layers)
         shelves = {
             layout: _Shelf(SlotPool(layout, count, form), make(), experts[layout])
             for layout, count in slots.items()
@@ -256,14 +256,13 @@ def _experts_by_layout(layers: Sequence[LayerFile]) -> dict[BlockLayout, int]:
 
 
 def _slots_by_layout(
-    layers: Sequence[LayerFile], capacity_nbytes: int | None, workspace: int
+    experts: Mapping[BlockLayout, int], capacity_nbytes: int | None, workspace: int
 ) -> dict[BlockLayout, int]:
     """Slots of each layout's pool: capacity is shared in proportion to the bytes that the layouts
     have on disk."""
-    totals = _experts_by_layout(layers)
-    everything = sum(layout.block_nbytes * count for layout, count in totals.items())
+    everything = sum(layout.block_nbytes * count for layout, count in experts.items())
     slots: dict[BlockLayout, int] = {}
-    for layout, count in totals.items():
+    for layout, count in experts.items():
         share = count
         if capacity_nbytes is not None:
             share = min(count, int(capacity_nbytes * count / everything))
