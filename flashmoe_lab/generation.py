@@ -120,6 +120,11 @@ class RunStats:
     decode: PhaseStats = field(default_factory=PhaseStats)
     cached_tokens: int = 0
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt so far, read or known."""
+        return self.cached_tokens + self.prefill.tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
@@ -287,7 +292,7 @@ def _response(
         text=_text(token, text, reason) if text else "",
         token=token,
         logprobs=logprobs,
-        prompt_tokens=stats.cached_tokens + stats.prefill.tokens,
+        prompt_tokens=stats.prompt_tokens,
         prompt_tps=stats.prefill.tokens_per_second,
         generation_tokens=count,
         generation_tps=stats.decode.tokens_per_second,

@@ -62,7 +62,7 @@ class Run:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompt so far, read or known."""
-        return self.stats.cached_tokens + self.stats.prefill.tokens
+        return self.stats.prompt_tokens
 
     def stop(self) -> None:
         """Ask the generation to end; it does within one token, or within one layer of a prompt."""

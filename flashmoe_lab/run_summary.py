@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 def run_summary(engine: "Engine", run: Run) -> str:
     """The line of one run of an engine."""
     prefill, decode = run.stats.prefill, run.stats.decode
-    k, own_k = (
-        run.num_experts_per_tok or engine.num_experts_per_tok,
-        engine.config.num_experts_per_tok,
-    )
+    k = run.num_experts_per_tok or engine.num_experts_per_tok
+    own_k = engine.config.num_experts_per_tok
     lossy = engine.lossy(run.num_experts_per_tok)
     lossy += [f"intercepted {pattern}" for pattern in dict.fromkeys(run.intercepted)]
     own = "the model's own" + (f" is {own_k}" if k != own_k else "")

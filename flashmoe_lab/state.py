@@ -123,15 +123,8 @@ class SequenceState:
 
     def _arrays(self) -> Iterator[tuple[str, mx.array]]:
         for index, layer in enumerate(self.layers):
-            names = (
-                ("keys", "values")
-                if isinstance(layer, AttentionState)
-                else (
-                    "conv",
-                    "recurrent",
-                )
-            )
-            for name in names:
+            attends = isinstance(layer, AttentionState)
+            for name in ("keys", "values") if attends else ("conv", "recurrent"):
                 yield f"{index}.{name}", getattr(layer, name)
 
     def evaluate(self) -> None:

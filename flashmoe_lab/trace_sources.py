@@ -20,12 +20,8 @@ _AT_ONCE_NBYTES = 1 << 20  # as kernels/cpu/read_pool.cpp: a larger batch is not
 
 def asker(layer: Layer, num_experts_per_tok: int) -> Asker:
     """What answers for a layer."""
-    file, bank, reader, index = (
-        layer.fetch.file,
-        layer.fetch.bank,
-        layer.fetch.reader,
-        layer.index,
-    )
+    fetch, index = layer.fetch, layer.index
+    file, bank, reader = fetch.file, fetch.bank, fetch.reader
     if reader.name == "direct":
         return Asker(lambda experts: SSD, SSD)
     try:
