@@ -3,7 +3,9 @@
 Matplotlib's objects only, no pyplot: figures may be made in any thread, and none is shown twice.
 """
 
+from base64 import b64encode
 from dataclasses import dataclass
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,14 @@ class Plot:
         buffer = BytesIO()
         self.figure.savefig(buffer, format="png", dpi=dpi)
         return buffer.getvalue()
+
+    def html(self) -> str:
+        """An <img> that holds the picture, for a card that is made of HTML."""
+        data, width = b64encode(self.png(144)).decode(), int(self.figure.get_size_inches()[0] * 100)
+        return (
+            f'<img alt="{escape(self.title)}" width="{width}" style="max-width:100%;display:block;'
+            f'margin-top:8px" src="data:image/png;base64,{data}">'
+        )
 
     def __repr__(self) -> str:
         return f"<Plot: {self.title}; {len(self.data)} rows of data>"

@@ -4,7 +4,6 @@ Each setting writes its own text; besides, each goes over the first one's text w
 so that predictions can be compared token by token. Without widgets; `Compare` shows these.
 """
 
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,14 +120,9 @@ class SideBySide:
         return f"<SideBySide: {self.a.name} and {self.b.name}>"
 
     def _repr_html_(self) -> str:
-        data = b64encode(self.plot.png(144)).decode()
-        image = (
-            f'<img alt="{escape(self.plot.title)}" width="800" style="max-width:100%;display:block"'
-            f' src="data:image/png;base64,{data}">'
-        )
         return (
             f'<div style="display:flex;gap:24px;flex-wrap:wrap">{_column(self.a)}{_column(self.b)}'
-            f"</div>{card('Predictions', self.rows)}{image}"
+            f"</div>{card('Predictions', self.rows)}{self.plot.html()}"
         )
 
 

@@ -3,7 +3,6 @@
 It shows a session; chat/session.py is the one that talks.
 """
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -64,11 +63,8 @@ class TurnFigures:
         if not self.traces:
             return "<p>This turn was not recorded; make the session with trace='flow'.</p>"
         words = "".join(f"<p>{escape(trace.summary())}</p>" for trace in self.traces)
-        return f"<p><b>{escape(self.turn.question)}</b></p>{words}" + "".join(
-            f'<img alt="{escape(plot.title)}" width="800" style="max-width:100%;display:block;'
-            f'margin-top:8px" src="data:image/png;base64,{b64encode(plot.png(144)).decode()}">'
-            for plot in self.plots
-        )
+        pictures = "".join(map(Plot.html, self.plots))
+        return f"<p><b>{escape(self.turn.question)}</b></p>{words}{pictures}"
 
 
 def converse(engine: Engine, questions: Sequence[str], **options: Any) -> Conversation:

@@ -4,7 +4,6 @@ A run is traced in `flow` mode; what it gave is a Played, which shows itself wit
 text and figures and can be exported.
 """
 
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -77,7 +76,9 @@ class Played:
             f'<p style="white-space:pre-wrap;max-width:75ch"><i>{escape(self.prompt)}</i></p>'
             f'<p style="white-space:pre-wrap;max-width:75ch">{escape(self.text)}</p>'
         )
-        return text + card("This run", self.conditions) + "".join(map(_image, self.plots.values()))
+        return (
+            text + card("This run", self.conditions) + "".join(map(Plot.html, self.plots.values()))
+        )
 
 
 def play(engine: Engine, prompt: str, setting: Setting | None = None, **changes: Any) -> Played:
@@ -162,12 +163,4 @@ def _conditions(engine: Engine, run: Run, setting: Setting) -> Iterator[tuple[st
         {"length": "its length", "stop": "an end token"}.get(
             str(run.finish_reason), str(run.finish_reason)
         ),
-    )
-
-
-def _image(plot: Plot) -> str:
-    data, width = b64encode(plot.png(144)).decode(), int(plot.figure.get_size_inches()[0] * 100)
-    return (
-        f'<img alt="{escape(plot.title)}" width="{width}" style="max-width:100%;display:block;'
-        f'margin-top:8px" src="data:image/png;base64,{data}">'
     )

@@ -4,11 +4,9 @@ The text goes through the model once for the probabilities, and once more for ea
 the answer is asked for; choosing layer and token computes nothing.
 """
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 
 import numpy as np
 import pandas as pd
@@ -180,12 +178,7 @@ class Choice:
         return f"<Choice: layer {self.layer}, token {self.token}, K={self.num_experts_per_tok}>"
 
     def _repr_html_(self) -> str:
-        data = b64encode(self.plot.png(144)).decode()
-        image = (
-            f'<img alt="{escape(self.plot.title)}" width="800" style="max-width:100%;display:block"'
-            f' src="data:image/png;base64,{data}">'
-        )
-        return image + card(f"Layer {self.layer}, token {self.token}", self.rows)
+        return self.plot.html() + card(f"Layer {self.layer}, token {self.token}", self.rows)
 
 
 def explore_router(

@@ -1,5 +1,6 @@
 """A plot shows and saves itself; what it is made of is the same whoever draws."""
 
+from base64 import b64encode
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,12 @@ def test_a_notebook_gets_a_crisp_png_and_words(plot):
     width = int.from_bytes(bundle["image/png"][16:20], "big")
     assert metadata == {"image/png": {"width": 800, "height": 400}} and width == 1536
     assert bundle["text/plain"].startswith("<Plot: How often each expert was chosen")
+
+
+def test_a_card_gets_the_picture_itself(plot):
+    html = plot.html()
+    assert html.startswith('<img alt="How often each expert was chosen') and 'width="800"' in html
+    assert f"base64,{b64encode(plot.png(144)).decode()}" in html
 
 
 def test_draw_all_draws_or_says_why(tmp_path):
