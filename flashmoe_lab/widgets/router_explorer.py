@@ -22,7 +22,7 @@ class RouterExplorer:
         self._shown = Shown()
         self._worker = Worker("flashmoe-router", self._failed)
         self._build(text)
-        self._worker.do(self._read)
+        self._worker.do(self._read, "read")
 
     def _build(self, text: str) -> None:
         k = self.engine.num_experts_per_tok
@@ -34,7 +34,7 @@ class RouterExplorer:
         for slider in (self.layer, self.token, self.k):
             slider.style, slider.layout, slider.continuous_update = NAMED, HALF, False
             slider.observe(lambda _: self._worker.do(self._show), names="value")
-        self.text.observe(lambda _: self._worker.do(self._read), names="value")
+        self.text.observe(lambda _: self._worker.do(self._read, "read"), names="value")
         self.status = w.HTML()
         row = w.Layout(flex_flow="row wrap", max_width="900px")
         sliders = w.Box([self.layer, self.k, self.token], layout=row)

@@ -187,7 +187,7 @@ class Stepper:
             control.observe(lambda _: self._worker.do(self._show), names="value")
         self.back_button.on_click(lambda _: self.move(-1))
         self.on_button.on_click(lambda _: self.move(1))
-        self.next_button.on_click(lambda _: self._worker.do(self._step))
+        self.next_button.on_click(lambda _: self._worker.do(self._step, "step"))
 
     def _ipython_display_(self) -> None:
         display_with(self.widget, self._shown)
@@ -200,7 +200,7 @@ class Stepper:
 
     def read(self) -> None:
         """Read the text anew, and show its last token."""
-        self._worker.do(self._read)
+        self._worker.do(self._read, "read")
 
     def move(self, by: int) -> None:
         """Go to the stage before (-1) or after (1)."""
