@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashmoe_lab.checkpoint.packed import MANIFEST, Manifest, PackedCheckpoint
+from flashmoe_lab.config import Quantization
 from flashmoe_lab.demo import NAME, open_checkpoint
 from flashmoe_lab.user_cache import user_cache_directory
 
@@ -48,7 +49,7 @@ def forms_of(checkpoint: PackedCheckpoint) -> tuple[Form, ...]:
     if _is_demo(checkpoint):
         there = {bits for bits, _ in found.values()}
         for bits in (bits for bits in _DEMO_BITS if bits not in there):
-            label = f"{bits} bits, packed when first run"
+            label = f"{bits} bits, group {Quantization(bits=bits).group_size}"  # once it is packed
             found[label] = bits, Form(label=label, demo_bits=bits)
     return tuple(form for _, form in sorted(found.values(), key=lambda pair: pair[0]))
 

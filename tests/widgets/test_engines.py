@@ -5,6 +5,8 @@ import threading
 import pytest
 
 import flashmoe_lab as fl
+from flashmoe_lab.bundled import bundled
+from flashmoe_lab.demo import open_checkpoint
 from flashmoe_lab.storage import page_cache
 from flashmoe_lab.widgets.engines import engine_for, prepare
 from flashmoe_lab.widgets.forms import form_of, forms_of
@@ -99,3 +101,16 @@ def test_an_engine_that_nobody_holds_is_not_held_here(forms):
     assert gone() is None
     for thread in other:  # the other engine went with it
         thread.join(10)
+
+
+def test_a_form_of_the_bundled_model_is_called_the_same_before_and_after_it_is_packed(
+    tmp_path, monkeypatch
+):
+    if not (bundled("demo_model") / "model.safetensors.index.json").exists():
+        pytest.skip("the weights are not here")
+    monkeypatch.setenv("FLASHMOE_CACHE", str(tmp_path))
+    checkpoint = open_checkpoint("demo", quiet=True)
+    before = forms_of(checkpoint)
+    assert before[0].path is None and before[0].open().label == before[0].label
+    after = forms_of(checkpoint)
+    assert after[0].path and [form.label for form in after] == [form.label for form in before]
