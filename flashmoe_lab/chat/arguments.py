@@ -27,11 +27,30 @@ def parameters_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any
     return {function["name"]: function.get("parameters") or {} for function in functions}
 
 
+def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schemas of an object's entries; ValueError if there is something else."""
+    found = schema.get("properties") or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"a schema's properties are {found!r:.60}; they should be an object")
+    return found
+
+
+def listed(schema: Mapping[str, Any], key: str) -> list[Any]:
+    """The list under a key of a schema, perhaps none; ValueError if there is something else."""
+    found = schema.get(key) or []
+    if not isinstance(found, list):
+        raise ValueError(f"a schema's {key} is {found!r:.60}; it should be a list")
+    return found
+
+
 def types_of(schema: Any, root: Any = None) -> set[str]:
     """The JSON types that a schema allows; empty if it does not say.
 
     Args:
         root: the one that "$ref" is looked up in.
+
+    Raises:
+        ValueError: its enum is no list.
     """
     return _kinds(schema, root, DEEPEST)
 
@@ -115,13 +134,13 @@ def _kinds(schema: Any, root: Any, depth: int) -> set[str]:
         return _kinds(_looked_up(reference, root), root, depth - 1)
     named = schema.get("type")
     if isinstance(named, str | list):
-        kinds = {kind for kind in ([named] if isinstance(named, str) else named)}
+        kinds = set([named] if isinstance(named, str) else map(str, named))
         return kinds | ({"null"} if schema.get("nullable") is True else set())
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(choices := schema.get(key), list):
             found = [_kinds(choice, root, depth - 1) for choice in choices]
             return set().union(*found) if all(found) else set()
-    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    values = listed(schema, "enum") or ([schema["const"]] if "const" in schema else [])
     return {_KINDS.get(type(value), "string") for value in values}
 
 

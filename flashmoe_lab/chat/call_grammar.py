@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flashmoe_lab.chat.arguments import parameters_of, types_of
+from flashmoe_lab.chat.arguments import listed, parameters_of, properties_of, types_of
 from flashmoe_lab.chat.call_reader import CLOSE, OPEN
 
 _END = "\n</parameter>\n"
@@ -29,7 +29,7 @@ def call_grammar(
         tag: how the grammar names <tool_call> and </tool_call>.
 
     Raises:
-        ValueError: a name that the format cannot write.
+        ValueError: a name that the format cannot write, or a schema that is none.
     """
     functions = list(parameters_of(tools).items())
     choice = " | ".join(f"f{number}" for number in range(len(functions)))
@@ -50,8 +50,8 @@ def quoted(text: str) -> str:
 
 
 def _function(rule: str, name: str, schema: Mapping[str, Any]) -> Iterator[str]:
-    properties = schema.get("properties") or {}
-    required = set(schema.get("required") or ())
+    properties = properties_of(schema)
+    required = set(map(str, listed(schema, "required")))
     if unknown := sorted(required - set(properties)):
         raise ValueError(f"tool {name}: {', '.join(unknown)} is required but not described")
     parts = [quoted(f"{_word(name)}>\n")]
@@ -64,8 +64,10 @@ def _function(rule: str, name: str, schema: Mapping[str, Any]) -> Iterator[str]:
 
 def _value(schema: Any, root: Mapping[str, Any]) -> str:
     kinds = types_of(schema, root)
-    if kinds == {"string"} and isinstance(schema, Mapping) and schema.get("enum"):
-        return f"({' | '.join(quoted(text + _END) for text in schema['enum'])})"
+    if kinds == {"string"} and isinstance(schema, Mapping) and (given := listed(schema, "enum")):
+        if not (texts := [text for text in given if isinstance(text, str)]):
+            raise ValueError(f"none of {given!r:.60} is a string, which a schema wants")
+        return f"({' | '.join(quoted(text + _END) for text in texts)})"
     if not kinds or "string" in kinds:
         return "raw"
     if kinds == {"boolean"}:

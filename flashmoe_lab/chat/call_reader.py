@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flashmoe_lab.chat.arguments import DEEPEST, read_json_text, typed
+from flashmoe_lab.chat.arguments import DEEPEST, properties_of, read_json_text, typed
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
@@ -184,7 +184,7 @@ class CallReader:
 
     def _from_values(self) -> tuple[str, dict[str, Any]]:
         schema = self._parameters.get(self._name) or {}
-        properties = schema.get("properties") or {}
+        properties = properties_of(schema)
         other = schema.get("additionalProperties")
         arguments = {}
         for key, text in self._values.items():

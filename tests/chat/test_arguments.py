@@ -72,6 +72,12 @@ def test_what_is_not_of_its_type_is_refused(text, kind):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("schema", [{"type": [{}]}, {"type": [["integer"]]}, {"enum": 5}])
+def test_what_is_no_schema_is_refused(schema):
+    with pytest.raises(ValueError, match="is not of type|enum is 5; it should be a list"):
+        typed("5", schema)
+
+
 def test_json_may_be_as_deep_as_is_said():
     assert read_json_text("[" * DEEPEST + "]" * DEEPEST)
     assert read_json_text('["\\ud83d\\ude00"]') == ["😀"]

@@ -196,6 +196,23 @@ def test_tools_that_the_format_cannot_write(grammars):
         grammars.calls([{"name": "f", "parameters": {"required": ["x"]}}], 9999)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"properties": ["x"]},
+        {"required": 5},
+        {"required": [{}]},
+        {"properties": {"a": {"enum": 5}}},
+        {"properties": {"a": {"type": [["x"]]}}},
+        {"properties": {"a": {"type": "string", "enum": 5}}},
+        {"properties": {"a": {"type": "string", "enum": [1]}}},
+    ],
+)
+def test_tools_whose_schemas_are_none(grammars, wrong):
+    with pytest.raises(ValueError):
+        grammars.calls([{"name": "f", "parameters": wrong}], 9999)
+
+
 LONG = {
     "type": "object",
     "properties": {

@@ -153,6 +153,13 @@ def test_malformed_calls_are_text_with_a_warning(text, reason):
     assert bad.warning.startswith("not a tool call: ") and reason in bad.warning
 
 
+@pytest.mark.parametrize("wrong", [5, "x", ["s"], True])
+def test_calls_of_a_schema_that_is_none_are_malformed(wrong):
+    events = parse(call("f", s="a"), [{"name": "f", "parameters": {"properties": wrong}}])
+    assert [type(event) for event in events] == [Text]
+    assert isinstance(events[0], Text) and "should be an object" in events[0].warning
+
+
 def test_cut_off_calls_are_text_with_a_warning():
     whole = "Yes.\n\n" + call("f", s="a <b>", i="5")
     for end in range(whole.index("<tool_call>") + len("<tool_call>"), len(whole)):

@@ -154,6 +154,13 @@ def test_deep_schemas_and_tools(server: Running):
         assert "deeply" in check_shape(server.post(**written(field, text)), 400)["message"]
 
 
+def test_tools_whose_schemas_are_none(server: Running):
+    function = {"name": "f", "parameters": {"properties": ["x"]}}
+    tools = [{"type": "function", "function": function}]
+    error = check_shape(server.post(**asked(tools=tools, tool_choice="required")), 400)
+    assert "properties are ['x']" in error["message"] and error["param"] == "tools"
+
+
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
 def test_other_content_types(server: Running, kind: str):
     """A web page may send these here without asking the browser's leave."""
