@@ -7,7 +7,7 @@ Leaving the loop, by `break`, an exception or the notebook's interrupt, stops th
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
@@ -92,7 +92,7 @@ class Run:
         finally:
             self._leave()
 
-    async def __aiter__(self) -> AsyncIterator[GenerationResponse]:
+    async def __aiter__(self) -> AsyncGenerator[GenerationResponse, None]:
         self._begin()
         try:
             while (item := await self._take_async()) is not _END:

@@ -5,10 +5,9 @@ stops the engine within a token.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,26 +16,6 @@ from flashmoe_lab.generation import GenerationResponse
 from flashmoe_lab.run import Run
 from flashmoe_lab.server.answers import PromptDetails, Reason, TokenLogprob, TopLogprob, Usage
 from flashmoe_lab.server.errors import ApiError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What to generate.
-
-    Attributes:
-        prompt: token ids.
-        form: what the answer must look like.
-        options: further arguments of `stream_generate`.
-        top_logprobs: how many probable tokens are named beside each; None: no probabilities.
-        seconds: after which it is cut off.
-    """
-
-    prompt: Sequence[int]
-    max_tokens: int
-    form: Form | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    top_logprobs: int | None = None
-    seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +32,28 @@ class Job:
     """A generation under way.
 
     Args:
+        prompt_tokens: how many the prompt has.
+        form: what the answer must look like.
+        top_logprobs: how many probable tokens are named beside each; None: no probabilities.
+        seconds: after which it is cut off.
         token_bytes: what a token writes.
 
     Attributes:
         finish_reason: "stop" where the loop was left; else known when all pieces have come.
     """
 
-    def __init__(self, run: Run, work: Work, token_bytes: Callable[[int], bytes]) -> None:
-        self.run, self._work, self._token_bytes = run, work, token_bytes
+    def __init__(
+        self,
+        run: Run,
+        *,
+        prompt_tokens: int,
+        form: Form | None,
+        top_logprobs: int | None,
+        seconds: float,
+        token_bytes: Callable[[int], bytes],
+    ) -> None:
+        self.run, self._prompt_tokens, self._form = run, prompt_tokens, form
+        self._top_logprobs, self._seconds, self._token_bytes = top_logprobs, seconds, token_bytes
         self.finish_reason: Reason = "stop"
         self._late = False
 
@@ -70,11 +63,9 @@ class Job:
         Raises:
             ApiError: the server ends, or what was asked for turns out to be impossible.
         """
-        timer = asyncio.get_running_loop().call_later(self._work.seconds, self._cut_off)
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._cut_off)
         try:
-            responses = self.run.__aiter__()
-            assert isinstance(responses, AsyncGenerator)
-            async with aclosing(responses):
+            async with aclosing(aiter(self.run)) as responses:
                 async for response in responses:
                     yield Piece(text=response.text, logprob=self._logprob(response))
         except ValueError as error:  # a grammar that takes too much work
@@ -86,7 +77,7 @@ class Job:
     @property
     def usage(self) -> Usage:
         """What it took so far."""
-        stats, prompt, made = self.run.stats, len(self._work.prompt), len(self.run.tokens)
+        stats, prompt, made = self.run.stats, self._prompt_tokens, len(self.run.tokens)
         hits = stats.prefill.hits + stats.decode.hits
         asked = hits + stats.prefill.misses + stats.decode.misses
         return Usage(
@@ -105,11 +96,11 @@ class Job:
     def _reason(self) -> Reason:
         if self.run.finish_reason == "cancelled" and not self._late:
             raise ApiError(503, "the server is shutting down", "shutting_down")
-        hurried = self._work.form is not None and self._work.form.hurried
+        hurried = self._form is not None and self._form.hurried
         return "stop" if self.run.finish_reason == "stop" and not hurried else "length"
 
     def _logprob(self, response: GenerationResponse) -> TokenLogprob | None:
-        count = self._work.top_logprobs
+        count = self._top_logprobs
         if count is None or response.finish_reason == "stop":  # the end token is no text
             return None
         logprobs = response.logprobs

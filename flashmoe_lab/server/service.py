@@ -13,7 +13,7 @@ from flashmoe_lab.config import read_json
 from flashmoe_lab.engine import Engine
 from flashmoe_lab.server.answers import ModelCard
 from flashmoe_lab.server.errors import ApiError
-from flashmoe_lab.server.job import Job, Work
+from flashmoe_lab.server.job import Job
 from flashmoe_lab.server.metrics import Metrics
 from flashmoe_lab.server.queue import Queue
 from flashmoe_lab.server.requests import Asked
@@ -134,21 +134,20 @@ class Service:
         Raises:
             ApiError: the engine cannot do this.
         """
-        work = Work(
-            prompt=prompt,
-            max_tokens=max_tokens,
-            form=form,
-            options=self._options(asked),
-            top_logprobs=top_logprobs,
-            seconds=self.settings.request_seconds,
-        )
         try:
             run = self.engine.stream_generate(
-                work.prompt, work.max_tokens, constraint=form, **work.options
+                prompt, max_tokens, constraint=form, **self._options(asked)
             )
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_value") from None
-        return Job(run, work, self.grammars.token_bytes)
+        return Job(
+            run,
+            prompt_tokens=len(prompt),
+            form=form,
+            top_logprobs=top_logprobs,
+            seconds=self.settings.request_seconds,
+            token_bytes=self.grammars.token_bytes,
+        )
 
     def begun(self, job: Job) -> None:
         """A request has its job, which is to be `done` with."""
