@@ -91,12 +91,11 @@ def main() -> int:
             spread=speed.spread,
             ratio_to=first.name,
             ratio=ratio,
-            K=case.k,
             read_nbytes_per_token=nbytes,
             hit_rate=hits,
             logits_equal=bool(equal),
             threads=options.threads,
-            **conditions,
+            **(conditions | {"K": case.k}),
         )
     return 0 if right else 1
 

@@ -28,6 +28,7 @@ import numpy as np
 from record import record
 
 import flashmoe_lab as fl
+from flashmoe_lab.demo import open_checkpoint
 
 BEGIN, END = b"the measured tokens begin", b"the measured tokens end"
 CASES: dict[str, dict[str, Any]] = {
@@ -48,7 +49,7 @@ def main() -> int:
     if shutil.which("strace") is None:
         print("hits: nothing was counted: there is no strace here")
         return 0
-    free = True
+    free, checkpoint = True, open_checkpoint(options.model)
     print(f"system calls a token, {options.tokens} tokens, all threads")
     for case in CASES:
         calls, hits = count(case, options)
@@ -67,6 +68,9 @@ def main() -> int:
             repetitions=options.tokens,
             hits=hits,
             futex=calls["futex"] / options.tokens,
+            K=checkpoint.config.num_experts_per_tok,
+            experts=checkpoint.label,
+            layers=checkpoint.config.num_hidden_layers,
         )
     with opened(options.model, "every expert in the bank") as engine:
         copies = copy_of(engine)
@@ -106,8 +110,6 @@ def opened(model: str, case: str) -> fl.Engine:
     settings = dict(CASES[case])
     share = settings.pop("bank_share", None)
     if share is not None:
-        from flashmoe_lab.demo import open_checkpoint
-
         settings["bank_gb"] = open_checkpoint(model).expert_nbytes * share / 1e9
     return fl.load(model, **settings)
 

@@ -59,10 +59,11 @@ def _warm(options: argparse.Namespace, path: Path) -> None:
 
 
 def conditions(options: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """What a line says about the model."""
+    """What a line says about the model; K is its own."""
     checkpoint = fl.PackedCheckpoint(path)
     quantization = checkpoint.layers[0].layout.quantization
     return {
+        "K": checkpoint.config.num_experts_per_tok,
         "bits": quantization.bits if quantization else None,
         "layers": checkpoint.config.num_hidden_layers,
         "page_cache": "emptied before each run" if options.cold else _warmth(path),

@@ -61,7 +61,8 @@ def measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         first, *rest = rng.integers(0, engine.config.vocab_size, options.tokens + 1).tolist()
         run = engine.stream_generate([first], len(rest) + 1, follow=rest, trace="flow").wait()
         assert run.trace is not None
-        return explain(run.trace) | {"reading": str(engine.reading)}
+        conditions = {"K": engine.num_experts_per_tok, "reading": str(engine.reading)}
+        return explain(run.trace) | conditions
 
 
 def explain(trace: fl.Trace) -> dict[str, Any]:
@@ -118,8 +119,8 @@ def report(found: list[dict[str, Any]], options: argparse.Namespace, path: Path)
     case = f"{conditions['layers']} layers, {conditions['bits']} bits, {limit}"
     speed = statistics.median(one["tokens_per_second"] for one in found)
     print(
-        f"overlap, {case}, bank {options.bank_gb} GB, reader {found[0]['reading']}, "
-        f"{options.tokens} random tokens, cold: {speed:.2f} tokens/s"
+        f"overlap, {case}, K={found[0]['K']}, bank {options.bank_gb} GB, "
+        f"reader {found[0]['reading']}, {options.tokens} random tokens, cold: {speed:.2f} tokens/s"
     )
     kinds = {
         kind: statistics.median(one["ms"].get(kind, 0) for one in found) for kind in _kinds(found)
@@ -146,7 +147,7 @@ def report(found: list[dict[str, Any]], options: argparse.Namespace, path: Path)
             tokens_per_second=speed,
             ms_a_token=kinds,
             gb_per_second_while_reading=rate,
-            **conditions,
+            **(conditions | {"K": found[0]["K"]}),
         )
 
 

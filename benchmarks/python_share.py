@@ -121,7 +121,6 @@ def _measure(
             repetitions=len(found),
             spread=found.spread,
             threads=threads,
-            K=engine.num_experts_per_tok,
             bank_slots=engine.bank.slots,
             kernels=kernels.used(),
             max_tokens=options.max_tokens,

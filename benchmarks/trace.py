@@ -150,7 +150,6 @@ def _record(bench: Bench, samples: dict[str, Samples], conditions: dict[str, Any
             ratio_of_whole_runs=bench.wall_ratio(name),
             explained=bench.closure(name),
             tokens_equal_untraced=bench.equal,
-            K=bench.engine.num_experts_per_tok,
             bank_slots=bench.engine.bank.slots,
             reader=options.reader,
             kernels=kernels.used(),
