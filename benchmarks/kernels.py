@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from interleave import interleave
+from kernel_truths import attention_truth, delta_truth
+from record import record
 
 from flashmoe_lab import Quantization, kernels, native
 from flashmoe_lab.checkpoint.quantize import dequantize_reference
-
-sys.path.insert(0, str(Path(__file__).parent))
-from interleave import interleave  # noqa: E402
-from kernel_truths import attention_truth, delta_truth  # noqa: E402
-from record import record  # noqa: E402
 
 COLUMNS, ROWS = 4096, 1024  # of one matrix
 VARIANTS = ("native", "native_int")

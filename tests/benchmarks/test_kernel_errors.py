@@ -18,8 +18,7 @@ assert _spec and _spec.loader
 bench = importlib.util.module_from_spec(_spec)
 sys.modules["kernels_benchmark"] = bench  # dataclasses look there
 _spec.loader.exec_module(bench)
-while BENCHMARKS in sys.path:
-    sys.path.remove(BENCHMARKS)
+sys.path.remove(BENCHMARKS)
 
 pytestmark = pytest.mark.skipif(
     mx.default_device() != mx.cpu or not native.available, reason="native on a CPU only"
