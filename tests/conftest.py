@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 import flashmoe_lab as fl
-from flashmoe_lab import kernels
+from flashmoe_lab import kernels, native
 from flashmoe_lab.assembly import build_model
 from flashmoe_lab.checkpoint.layer_file import BlockLayout
 from flashmoe_lab.config import FULL, LINEAR
@@ -113,6 +113,15 @@ def use_kernels() -> Iterator[Callable[[str | None], None]]:
     """`kernels.use` for one test."""
     yield kernels.use
     kernels.use(None)
+
+
+@pytest.fixture(params=native.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine in turn."""
+    before = native.isa() or ""
+    native.set_isa(request.param)
+    yield request.param
+    native.set_isa(before)
 
 
 @pytest.fixture

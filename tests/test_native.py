@@ -28,12 +28,6 @@ def as_before(use_kernels):
     native.set_threads(threads)
 
 
-@pytest.fixture(params=native.isas())
-def isa(request):
-    native.set_isa(request.param)
-    return request.param
-
-
 def as_float64(array):
     return np.array(array.astype(mx.float32)).astype(np.float64)
 

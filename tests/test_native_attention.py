@@ -13,15 +13,6 @@ HIDDEN, ROTARY, THETA, EPS = 12, 4, 1e4, 1e-6
 SHAPES = [(32, 2, 256), (6, 2, 20), (3, 3, 16), (5, 1, 72)]  # heads, key heads, dim
 
 
-@pytest.fixture(params=native.isas())
-def isa(request):
-    """Every instruction set of this machine in turn."""
-    before = native.isa() or ""
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
-
-
 @pytest.fixture
 def set_threads():
     """native.set_threads, undone."""

@@ -313,14 +313,6 @@ def test_a_child_of_fork_leaves_the_reader_behind(act):
     )
 
 
-@pytest.fixture(params=native.isas())
-def isa(request):
-    before = raw.isa()
-    raw.set_isa(request.param)
-    yield
-    raw.set_isa(before)
-
-
 def test_silu_of_what_is_far_below_zero_is_nothing(isa):
     """Its limit is 0; a NaN stays in sight."""
 

@@ -2,16 +2,12 @@
 
 import pytest
 
-from flashmoe_lab import kernels
-
 
 @pytest.fixture(params=["native", "mlx"])
-def kernel_set(request):
+def kernel_set(request, use_kernels):
     """Both sets: stages that compute at once, and stages that build a graph."""
-    before = kernels.used()
     try:
-        kernels.use(request.param)
+        use_kernels(request.param)
     except RuntimeError as error:
         pytest.skip(str(error))
-    yield request.param
-    kernels.use(before)
+    return request.param

@@ -168,14 +168,10 @@ def test_stages_mode_times_every_stage(open_engine, packed, kernel_set):
     assert outside["embed"] == outside["norm"] == 8 and outside["sample"] == 2 * 8
 
 
-def test_flow_mode_waits_only_where_the_run_does(open_engine, packed):
-    before = kernels.used()
-    kernels.use("mlx")
-    try:
-        with open_engine(packed("golden/hf", 4)) as engine:
-            spans = _run(engine, "flow").trace.spans
-    finally:
-        kernels.use(before)
+def test_flow_mode_waits_only_where_the_run_does(open_engine, packed, use_kernels):
+    use_kernels("mlx")
+    with open_engine(packed("golden/hf", 4)) as engine:
+        spans = _run(engine, "flow").trace.spans
     waits = spans[spans.lane == "wait"]
     assert (waits.stage == "router").sum() == 8 * 4 and (waits.stage == "lm_head").sum() == 8
     assert "compute" not in set(spans.lane)  # nothing says when the device was at what
