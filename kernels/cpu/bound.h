@@ -130,7 +130,7 @@ struct BoundAttention : Holder {
   }
 };
 
-// Tokens that a buffer of keys [kv_heads, size, dim] has room for, from `position` on.
+// The size of a buffer of keys [kv_heads, size, dim]; throws where the new tokens do not fit.
 inline int64_t key_room(const Buffer& keys, int64_t position, int64_t tokens) {
   require(keys.ndim() == 3 && position >= 0 && tokens >= 0 && position <= keys.shape(1) - tokens,
           "the key buffer has no room for the new tokens");

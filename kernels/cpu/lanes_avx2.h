@@ -1,8 +1,4 @@
 // Sixteen float lanes and 64 bytes of codes in two AVX2 registers each.
-
-
-
-
 struct F {
   __m256 a, b;
 };

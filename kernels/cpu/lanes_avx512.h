@@ -1,8 +1,4 @@
 // Sixteen float lanes and 64 bytes of codes in one AVX-512 register each.
-
-
-
-
 using F = __m512;
 using I = __m512i;
 using Bytes = __m512i;

@@ -1,7 +1,4 @@
 // Sixteen float lanes and 64 bytes of codes in plain C++: the form that every machine has.
-
-
-
 struct F {
   float v[16];
 };
