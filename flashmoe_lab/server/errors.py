@@ -39,6 +39,17 @@ class ApiError(Exception):
         return {"error": error}
 
 
+def unexpected(error: Exception) -> ApiError:
+    """Any other error: its kind, and no more than that, for it may name what is not the client's
+    business."""
+    return ApiError(500, f"the server failed ({type(error).__name__})", "internal_error")
+
+
+def shutting_down() -> ApiError:
+    """The server ends."""
+    return ApiError(503, "the server is shutting down", "shutting_down")
+
+
 async def answer_error(request: Request, error: Exception) -> JSONResponse:
     """An ApiError as a response; for Starlette."""
     assert isinstance(error, ApiError)
@@ -46,10 +57,8 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def answer_unexpected(request: Request, error: Exception) -> JSONResponse:
-    """Any other error: its kind, and no more than that, for it may name what is not the client's
-    business."""
-    made = ApiError(500, f"the server failed ({type(error).__name__})", "internal_error")
-    return JSONResponse(made.body, 500)
+    """Any other error as a response."""
+    return JSONResponse(unexpected(error).body, 500)
 
 
 async def answer_not_found(request: Request, error: Exception) -> JSONResponse:

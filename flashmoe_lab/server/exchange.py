@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from flashmoe_lab.server.body import read_body
-from flashmoe_lab.server.errors import ApiError
+from flashmoe_lab.server.errors import ApiError, unexpected
 from flashmoe_lab.server.job import Job
 from flashmoe_lab.server.queue import Place
 from flashmoe_lab.server.requests import Asked
@@ -167,7 +167,8 @@ class EventStream:
         except Exception as error:
             if not self._begun:
                 raise
-            last = f"data: {_event_of(error)}\n\n"
+            known = error if isinstance(error, ApiError) else unexpected(error)
+            last = f"data: {json.dumps(known.body)}\n\n"
         finally:
             beating.cancel()
         await self._put(last, more=False)
@@ -186,9 +187,3 @@ class EventStream:
                 await self._send({**start, "headers": _STREAM_HEADERS})
             body: Message = {"type": "http.response.body", "body": text.encode()}
             await _in_time(self._send({**body, "more_body": more}))
-
-
-def _event_of(error: Exception) -> str:
-    if not isinstance(error, ApiError):
-        error = ApiError(500, f"the server failed ({type(error).__name__})", "internal_error")
-    return json.dumps(error.body)

@@ -15,7 +15,7 @@ from flashmoe_lab.chat.constraint import Form
 from flashmoe_lab.generation import GenerationResponse
 from flashmoe_lab.run import Run
 from flashmoe_lab.server.answers import PromptDetails, Reason, TokenLogprob, TopLogprob, Usage
-from flashmoe_lab.server.errors import ApiError
+from flashmoe_lab.server.errors import ApiError, shutting_down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class Job:
 
     def _reason(self) -> Reason:
         if self.run.finish_reason == "cancelled" and not self._late:
-            raise ApiError(503, "the server is shutting down", "shutting_down")
+            raise shutting_down()
         hurried = self._form is not None and self._form.hurried
         return "stop" if self.run.finish_reason == "stop" and not hurried else "length"
 

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from types import TracebackType
 
-from flashmoe_lab.server.errors import ApiError
+from flashmoe_lab.server.errors import ApiError, shutting_down
 
 
 class Queue:
@@ -44,7 +44,7 @@ class Queue:
             ApiError: 429, there is none; 503, the server ends.
         """
         if self._closed:
-            raise _ending()
+            raise shutting_down()
         if len(self._places) > self.longest:
             raise ApiError(
                 429,
@@ -97,7 +97,7 @@ class Place:
         """
         await self.turn.wait()
         if self.began is None:
-            raise _ending()
+            raise shutting_down()
 
     def __enter__(self) -> "Place":
         return self
@@ -109,7 +109,3 @@ class Place:
         trace: TracebackType | None,
     ) -> None:
         self._queue.leave(self)
-
-
-def _ending() -> ApiError:
-    return ApiError(503, "the server is shutting down", "shutting_down")
