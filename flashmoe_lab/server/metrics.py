@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from flashmoe_lab.generation import RunStats
+from flashmoe_lab.run import Run
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ABOUT = {
@@ -35,12 +35,13 @@ class Metrics:
         """A client left."""
         self._totals["disconnects_total"] += 1
 
-    def run(self, stats: RunStats, prompt: int, cached: int, generated: int) -> None:
+    def run(self, run: Run) -> None:
         """A generation ended, by itself or not."""
+        stats = run.stats
         self._totals.update({
-            "prompt_tokens_total": prompt,
-            "cached_tokens_total": cached,
-            "generated_tokens_total": generated,
+            "prompt_tokens_total": run.prompt_tokens,
+            "cached_tokens_total": run.cached_tokens,
+            "generated_tokens_total": len(run.tokens),
             "read_bytes_total": stats.prefill.read_nbytes + stats.decode.read_nbytes,
             "expert_hits_total": stats.prefill.hits + stats.decode.hits,
             "expert_misses_total": stats.prefill.misses + stats.decode.misses,

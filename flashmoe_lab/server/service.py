@@ -105,7 +105,11 @@ class Service:
 
     @property
     def template(self) -> ChatTemplate:
-        """The checkpoint's chat format."""
+        """The checkpoint's chat format.
+
+        Raises:
+            ApiError: it has none.
+        """
         if self._template is None:
             raise ApiError(400, "this model has no chat format; use /v1/completions", "no_chat")
         return self._template
@@ -165,8 +169,7 @@ class Service:
     def done(self, job: Job) -> None:
         """Count what a job took, however it ended."""
         self._jobs.discard(job)
-        stats, prompt = job.run.stats, job.run.prompt_tokens
-        self.metrics.run(stats, prompt, stats.cached_tokens, len(job.run.tokens))
+        self.metrics.run(job.run)
 
     def _options(self, asked: Asked) -> dict[str, Any]:
         return {
