@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 
 from flashmoe_lab import native
-from flashmoe_lab.checkpoint.packed import PackedCheckpoint
-from flashmoe_lab.user_cache import make_directory, user_cache_directory
+from flashmoe_lab.checkpoint.packed import PackedCheckpoint, write_whole
+from flashmoe_lab.user_cache import locked, make_directory, user_cache_directory
 
 LARGEST_ERROR = 1e-3  # relative rms of an expert's output that a default may have
 _FILE = "tuning.json"
@@ -101,9 +101,8 @@ class Tuning:
         """Write it beside the tables of other machines and experts."""
         make_directory(_place().parent)
         entry = {"date": self.date, "rows": [asdict(row) for row in self.rows]}
-        temporary = _place().with_suffix(f".{os.getpid()}.partial")
-        temporary.write_text(json.dumps(_kept() | {self.key: entry}, indent=1))
-        temporary.replace(_place())
+        with locked(_place().with_suffix(".lock")):  # another process may add its own
+            write_whole(_place(), json.dumps(_kept() | {self.key: entry}, indent=1).encode())
 
 
 def kept_tuning(checkpoint: PackedCheckpoint, cached: bool) -> Tuning | None:
