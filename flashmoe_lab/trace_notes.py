@@ -79,6 +79,7 @@ class Notes:
         marks: code and end in ns of one span after another; each begins where one ends.
         layers, reads, routing: what tokens left in their memory, one after another.
         sizes: of that memory: number of layers, and K.
+        routed_ns, cached: of the layer under way, as in `Chosen`.
         plain: whether the pass is of one token whose routing is the router's own.
     """
 
