@@ -6,15 +6,13 @@ that are not required may be left out, and others do not occur.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flashmoe_lab.chat.arguments import listed, parameters_of, properties_of, types_of
-from flashmoe_lab.chat.call_reader import CLOSE, OPEN
+from flashmoe_lab.chat.call_reader import CLOSE, NAME, OPEN
 
 _END = "\n</parameter>\n"
-_WORD = re.compile(r"[^\s<>]{1,256}")
 # A line of a value that began with one of the format's tags would make the call malformed.
 _RAW = r"/(?s:.*)/ & ~/(?s:(.*\n)?<\/?(tool_call|function|parameter)(.*))/"
 _DEFINITIONS = ("$defs", "definitions")
@@ -77,6 +75,6 @@ def _value(schema: Any, root: Mapping[str, Any]) -> str:
 
 
 def _word(text: str) -> str:
-    if not _WORD.fullmatch(text):
+    if not NAME.fullmatch(text):
         raise ValueError(f"{text!r:.80} cannot be a name in a tool call; no spaces, < or >")
     return text

@@ -12,10 +12,10 @@ from typing import Any
 from flashmoe_lab.chat.arguments import DEEPEST, properties_of, read_json_text, typed
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+NAME = re.compile(r"[^\s<>]{1,256}")
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
 _TAGS = (OPEN, CLOSE, _FUNCTION, _END_FUNCTION, _PARAMETER, _END_PARAMETER)
-_NAME = re.compile(r"[^\s<>]{1,256}")
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 _BRACKETS = re.compile(r'["\\{}\[\]]')
 _JSON_KEYS = {"name", "arguments"}
@@ -173,7 +173,7 @@ class CallReader:
         return text[self.place : end]
 
     def _word(self, text: str) -> str:
-        found = _NAME.match(text, self.place)
+        found = NAME.match(text, self.place)
         end = found.end() if found else self.place
         if end == len(text):
             raise MoreNeeded

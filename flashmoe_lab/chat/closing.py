@@ -41,7 +41,7 @@ class Closer:
             found += step
             if not step or len(found) > longest or not matcher.consume_tokens(step):
                 if matcher.is_error():
-                    raise ValueError(" ".join(matcher.get_error().split())[:_LONGEST_REASON])
+                    raise ValueError(error_of(matcher))
                 return None
         return found
 
@@ -52,6 +52,11 @@ class Closer:
             if allowed[tokens[0]] and matcher.validate_tokens(tokens) == len(tokens):
                 return tokens
         return matcher.compute_ff_tokens() or np.flatnonzero(allowed)[:1].tolist()
+
+
+def error_of(matcher: LLMatcher) -> str:
+    """What stopped a matcher, in a line of bounded length."""
+    return " ".join(matcher.get_error().split())[:_LONGEST_REASON]
 
 
 def allowed_tokens(matcher: LLMatcher) -> np.ndarray:

@@ -15,12 +15,11 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from flashmoe_lab.chat.call_grammar import call_grammar, quoted
-from flashmoe_lab.chat.closing import Closer, allowed_tokens
+from flashmoe_lab.chat.closing import Closer, allowed_tokens, error_of
 
 # JSON has one form only, the usual one: given white space to choose, weak models never end it.
 _JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _FAR = 64  # tokens from the end; that far from it, and from the way there, nobody looks for a way
-_LONGEST_REASON = 300
 _MOST_PATTERNS = 8  # that are to be met together: each may double llguidance's work, without end
 
 
@@ -140,8 +139,7 @@ class GrammarConstraint:
 
     def _check(self, fault: str) -> None:
         if self.matcher.is_error():
-            reason = " ".join(self.matcher.get_error().split())[:_LONGEST_REASON]
-            raise ValueError(f"{self._what} {fault}: {reason}")
+            raise ValueError(f"{self._what} {fault}: {error_of(self.matcher)}")
 
 
 class InTime:
