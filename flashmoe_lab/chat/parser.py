@@ -28,7 +28,7 @@ from typing import Any
 from flashmoe_lab.chat.arguments import parameters_of
 from flashmoe_lab.chat.call_reader import CLOSE, OPEN, CallReader, Malformed, MoreNeeded
 
-_THINK, _THOUGHT = "<think>", "</think>"
+THINK, THOUGHT = "<think>", "</think>"
 _SPACE = " \t\r\n"
 
 
@@ -55,8 +55,17 @@ class ToolCall:
     arguments: dict[str, Any]
     text: str = field(compare=False, default="")
 
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.name}({given})"
+
 
 Event = Text | Thinking | ToolCall
+
+
+def opens_thinking(prompt: str) -> bool:
+    """Whether a prompt ends within a think block, so that what is written next is thinking."""
+    return prompt.rstrip().endswith(THINK)
 
 
 def parse(
@@ -125,10 +134,10 @@ class OutputParser:
 
     def _start(self) -> list[Event] | None:
         bare = self._rest.lstrip(_SPACE)
-        if bare.startswith(_THINK):
+        if bare.startswith(THINK):
             self._thinking = True
-            self._rest = bare[len(_THINK) :]
-        elif _THINK.startswith(bare):
+            self._rest = bare[len(THINK) :]
+        elif THINK.startswith(bare):
             return None
         self._read = self._in_thinking if self._thinking else self._in_text
         self._skipping = self._thinking
@@ -137,10 +146,10 @@ class OutputParser:
     def _in_thinking(self) -> list[Event] | None:
         if self._skip():
             return None
-        end = self._rest.find(_THOUGHT)
+        end = self._rest.find(THOUGHT)
         if end < 0:
-            return self._release(_certain(self._rest, _THOUGHT))
-        thought, self._rest = self._rest[:end].rstrip(_SPACE), self._rest[end + len(_THOUGHT) :]
+            return self._release(_certain(self._rest, THOUGHT))
+        thought, self._rest = self._rest[:end].rstrip(_SPACE), self._rest[end + len(THOUGHT) :]
         self._thinking, self._skipping, self._read = False, True, self._in_text
         return [Thinking(text=thought)] if thought else []
 

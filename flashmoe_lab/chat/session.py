@@ -13,7 +13,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from flashmoe_lab.chat.parser import Event, OutputParser, Text, Thinking, ToolCall, merged
+from flashmoe_lab.chat.parser import (
+    Event,
+    OutputParser,
+    Text,
+    Thinking,
+    ToolCall,
+    merged,
+    opens_thinking,
+)
 from flashmoe_lab.chat.prefix_cache import PrefixCache
 from flashmoe_lab.chat.session_file import read_said, write_session
 from flashmoe_lab.chat.stops import StopText, until
@@ -26,7 +34,6 @@ from flashmoe_lab.run import Run
 from flashmoe_lab.sampling import Sampling
 from flashmoe_lab.state import SequenceState
 
-_OPEN = "<think>"
 _SAVED = (
     "system", "thinking", "thinking_budget", "stop_sequences", "max_tokens", "rounds",
     "num_experts_per_tok",
@@ -198,7 +205,7 @@ class Session:
     def _answer(self, turn: Turn) -> Generator[ChatEvent, None, list[ToolCall]]:
         """One run of the model; returns the calls that it asks for."""
         prompt = self.prompt()
-        thinks = prompt.rstrip().endswith(_OPEN)
+        thinks = opens_thinking(prompt)
         run = self._start(self.engine.encode(prompt), thinks)
         turn.runs.append(run)
         parser = OutputParser(self.tools.schemas, thinking=thinks)

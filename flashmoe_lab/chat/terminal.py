@@ -77,8 +77,7 @@ class TerminalChat:
         elif isinstance(event, Thinking):
             self._write(printable(event.text), True)
         elif isinstance(event, ToolCall):
-            given = ", ".join(f"{name}={value!r}" for name, value in event.arguments.items())
-            self._write(printable(f"calls {event.name}({given})"), True)
+            self._write(printable(f"calls {event}"), True)
         else:
             self._write(printable(f"gets {event.content}"), True)
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from flashmoe_lab.chat.parser import THOUGHT
 from flashmoe_lab.tokenizer import Tokenizer
 
-CLOSE = "</think>"
-_ENDING = f"\n{CLOSE}\n\n"
+_ENDING = f"\n{THOUGHT}\n\n"
 
 
 class ThinkingBudget:
@@ -24,9 +24,11 @@ class ThinkingBudget:
     def __init__(self, tokens: int, tokenizer: Tokenizer) -> None:
         if tokens < 0:
             raise ValueError(f"the thinking budget is {tokens}; it must be 0 or more")
-        close = tokenizer.encode(CLOSE)
+        close = tokenizer.encode(THOUGHT)
         if len(close) != 1:
-            raise ValueError(f"{CLOSE} is not one token of this model: thinking cannot be bounded")
+            raise ValueError(
+                f"{THOUGHT} is not one token of this model: thinking cannot be bounded"
+            )
         self._close, self._left = close[0], tokens
         self._ending = tokenizer.encode(_ENDING)[::-1]
         self._thinking = True

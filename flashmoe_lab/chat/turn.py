@@ -128,6 +128,5 @@ def _kind(event: ChatEvent) -> str:
 
 def _words(event: ChatEvent) -> str:
     if isinstance(event, ToolCall):
-        given = ", ".join(f"{key}={value!r}" for key, value in event.arguments.items())
-        return f"{event.name}({given})"
+        return str(event)
     return event.content if isinstance(event, ToolResult) else event.text

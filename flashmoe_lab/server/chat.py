@@ -6,7 +6,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from flashmoe_lab.chat.constraint import Form
-from flashmoe_lab.chat.parser import Event, OutputParser, Text, Thinking, ToolCall
+from flashmoe_lab.chat.parser import (
+    THOUGHT,
+    Event,
+    OutputParser,
+    Text,
+    Thinking,
+    ToolCall,
+    opens_thinking,
+)
 from flashmoe_lab.chat.stops import StopText, until
 from flashmoe_lab.server import answers
 from flashmoe_lab.server.answers import Reason, TokenLogprob
@@ -14,8 +22,6 @@ from flashmoe_lab.server.errors import ApiError
 from flashmoe_lab.server.job import Job
 from flashmoe_lab.server.requests import ChatRequest, Format, ObjectFormat, SchemaFormat
 from flashmoe_lab.server.service import Service
-
-_THINK, _THOUGHT = "<think>", "</think>"
 
 
 class ChatAnswer:
@@ -49,7 +55,7 @@ class ChatAnswer:
         except ValueError as error:
             fault = str(error).removeprefix(f"{template.name}: ")  # where it lies is our business
             raise ApiError(400, fault, "invalid_value", param="messages") from None
-        self._thinking = text.rstrip().endswith(_THINK)
+        self._thinking = opens_thinking(text)
         limit = asked.max_completion_tokens or asked.max_tokens
         limit = self._service.max_tokens(len(ids), limit)
         top_logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
@@ -110,7 +116,7 @@ class ChatAnswer:
                 form = grammars.calls(tools, max_tokens, several)
             else:
                 form = grammars.json(schema or {}, max_tokens)
-            return grammars.after(_THOUGHT, form) if self._thinking else form
+            return grammars.after(THOUGHT, form) if self._thinking else form
         except ValueError as error:
             param = "tools" if asked.forced else "response_format"
             raise ApiError(400, str(error), "invalid_value", param=param) from None

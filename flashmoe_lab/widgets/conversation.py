@@ -103,8 +103,7 @@ def _told(event: ChatEvent) -> tuple[str, str]:
     if isinstance(event, Thinking):
         return "thinking", event.text
     if isinstance(event, ToolCall):
-        given = ", ".join(f"{name}={value!r}" for name, value in event.arguments.items())
-        return "calls", f"{event.name}({given})"
+        return "calls", str(event)
     return "was told", event.content
 
 
