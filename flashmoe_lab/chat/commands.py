@@ -104,9 +104,10 @@ class Commands:
             session.thinking, session.thinking_budget = text == "on", None
         elif text:
             session.thinking, session.thinking_budget = True, _number(text, "thinking")
+        if not session.thinking:
+            return "thinking off"
         bound = session.thinking_budget
-        words = "thinking off" if not session.thinking else "thinking on"
-        return words + (f", {bound} tokens at the most" if session.thinking and bound else "")
+        return "thinking on" + ("" if bound is None else f", {bound} tokens at the most")
 
     def _edit(self, text: str) -> Generator[ChatEvent, None, None]:
         number, _, question = text.partition(" ")

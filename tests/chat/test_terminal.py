@@ -159,6 +159,12 @@ def test_settings_are_changed():
     assert terminal.session.engine.prompts == ["<system>Be kind.<user>Hi<assistant>"]
 
 
+def test_thinking_for_no_token_is_a_bound_too():
+    assert shown("/thinking 0", "/thinking on", "/thinking off") == (
+        "thinking on, 0 tokens at the most\nthinking on\nthinking off\n"
+    )
+
+
 def test_edit_and_new():
     terminal = Terminal("A", "B", "/edit 1 X", "/new", "C")
     terminal.run()
