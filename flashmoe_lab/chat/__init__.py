@@ -1,3 +1,3 @@
 """Chats: the checkpoint's own template, tool calls read from what the model writes, the Python
 functions that such calls run, beginnings that were read before, and sessions of turns. Only
-session.py and what it saves know an engine."""
+session.py and the terminal's commands hold an engine."""
