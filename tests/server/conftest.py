@@ -112,5 +112,6 @@ def server(speaking: Path) -> Iterator[Running]:
 
 
 @pytest.fixture
-def client(server: Running) -> OpenAI:
-    return server.client()
+def client(server: Running) -> Iterator[OpenAI]:
+    with server.client() as found:
+        yield found

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from openai import RateLimitError
+from openai import OpenAI, RateLimitError
 
 import flashmoe_lab as fl
 from flashmoe_lab.server import app
@@ -104,22 +104,27 @@ def test_too_many_are_told_to_come_again(slow: Running):
             stack.enter_context(open_stream(slow))
         while slow.service.queue.waiting < 2:
             time.sleep(0.005)
+        client = stack.enter_context(slow.client())
         with pytest.raises(RateLimitError, match="2 requests are waiting") as caught:
-            slow.client().completions.create(model="golden", prompt="x")
+            client.completions.create(model="golden", prompt="x")
         assert int(caught.value.response.headers["Retry-After"]) >= 1
         assert caught.value.code == "queue_full"
         health = httpx.get(slow.url + "/health").json()
         assert health == {"status": "ok", "running": 1, "waiting": 2}
     slow.wait_until_idle()
-    answer = slow.client().completions.create(model="golden", prompt="x", max_tokens=2)
+    with slow.client() as client:
+        answer = client.completions.create(model="golden", prompt="x", max_tokens=2)
     assert answer.usage and answer.usage.completion_tokens == 2
 
 
 def test_an_answer_that_takes_too_long_is_cut_off(speaking: Any):
     with fl.load(speaking) as engine, running(engine, request_seconds=0.3) as server:
         options: Any = {"model": "golden", "prompt": "x", "max_tokens": 4000, "temperature": 0}
-        with engine.intercept("lm_head", lambda result, path: time.sleep(0.02)):
-            answer = server.client().completions.create(**options)
+        with (
+            engine.intercept("lm_head", lambda result, path: time.sleep(0.02)),
+            server.client() as client,
+        ):
+            answer = client.completions.create(**options)
         assert answer.choices[0].finish_reason == "length"
         assert answer.usage and 0 < answer.usage.completion_tokens < 4000
 
@@ -186,7 +191,7 @@ def whole(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_metrics_count(server: Running):
+def test_metrics_count(server: Running, client: OpenAI):
     names = (
         "prompt_tokens_total",
         "generated_tokens_total",
@@ -195,7 +200,7 @@ def test_metrics_count(server: Running):
     )
     before = {name: server.count(name) for name in names}
     options: Any = {"model": "golden", "prompt": "Hello", "max_tokens": 7, "temperature": 0}
-    usage = server.client().completions.create(**options).usage
+    usage = client.completions.create(**options).usage
     after = {name: server.count(name) for name in names}
     assert usage and usage.prompt_tokens == 5
     assert after["prompt_tokens_total"] - before["prompt_tokens_total"] == 5
