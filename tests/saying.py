@@ -1,7 +1,11 @@
-"""What tests of the engine share: a prompt, and hooks that make a run say, do or fail."""
+"""What tests of the engine share: a prompt, hooks that make a run say, do or fail, and responses
+without an engine."""
 
 import mlx.core as mx
+import numpy as np
 import pytest
+
+from flashmoe_lab.generation import GenerationResponse
 
 on_cpu = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="bitwise on a CPU only")
 IDS = list(range(5, 25))
@@ -36,3 +40,18 @@ def at_call(number, do):
 
 def fail():
     raise ZeroDivisionError("in a hook")
+
+
+def response(token, reason=None):
+    """A letter as a run gives it; the token is its code."""
+    return GenerationResponse(
+        text=chr(token),
+        token=token,
+        logprobs=np.zeros(1, np.float32),
+        prompt_tokens=1,
+        prompt_tps=1.0,
+        generation_tokens=1,
+        generation_tps=1.0,
+        peak_memory=0.0,
+        finish_reason=reason,
+    )

@@ -3,25 +3,10 @@
 import asyncio
 import threading
 
-import numpy as np
 import pytest
 
-from flashmoe_lab.generation import GenerationResponse
 from flashmoe_lab.run import Run
-
-
-def response(token, reason=None):
-    return GenerationResponse(
-        text=chr(token),
-        token=token,
-        logprobs=np.zeros(1, np.float32),
-        prompt_tokens=1,
-        prompt_tps=1.0,
-        generation_tokens=1,
-        generation_tps=1.0,
-        peak_memory=0.0,
-        finish_reason=reason,
-    )
+from tests.saying import response
 
 
 class Producer:

@@ -6,12 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from flashmoe_lab.chat.session import Session
 from flashmoe_lab.chat.template import ChatTemplate
-from flashmoe_lab.generation import GenerationResponse
 from flashmoe_lab.run import Run
+from tests.saying import response
 
 TEMPLATE = ChatTemplate(
     "{% for m in messages %}<{{ m.role }}>"
@@ -56,7 +54,7 @@ class Script:
                 reason = "cancelled" if run.stopped else None
                 if number + 1 == min(len(answer), max_tokens):
                     reason = reason or ("stop" if len(answer) <= max_tokens else "length")
-                run.put(response(character, reason))
+                run.put(response(ord(character), reason))
                 if reason:
                     break
             if self.error:
@@ -64,20 +62,6 @@ class Script:
             run.end()
 
         return Run(lambda run: threading.Thread(target=work, args=(run,)).start())
-
-
-def response(text, reason):
-    return GenerationResponse(
-        text=text,
-        token=ord(text),
-        logprobs=np.zeros(1, np.float32),
-        prompt_tokens=1,
-        prompt_tps=1.0,
-        generation_tokens=1,
-        generation_tps=1.0,
-        peak_memory=0.0,
-        finish_reason=reason,
-    )
 
 
 def session(*answers, **options) -> Any:

@@ -12,8 +12,8 @@ from flashmoe_lab.chat.prefix_cache import PrefixCache
 from flashmoe_lab.chat.snapshot import pairs_nbytes
 from flashmoe_lab.identity import state_identity
 from flashmoe_lab.state import AttentionState, SequenceState
+from tests.saying import on_cpu
 
-on_cpu = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="bitwise on a CPU only")
 END = 2  # ends a turn in all of these models
 IDS = list(range(5, 45))
 

@@ -7,7 +7,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -16,8 +15,8 @@ from flashmoe_lab.bundled import bundled
 from flashmoe_lab.chat.parser import Thinking
 from flashmoe_lab.chat.prefix_cache import PrefixCache
 from flashmoe_lab.chat.session import Session
+from tests.saying import on_cpu
 
-on_cpu = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="bitwise on a CPU only")
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}a:{% endif %}"
