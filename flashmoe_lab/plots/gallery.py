@@ -1,10 +1,10 @@
-"""All figures of a trace at once: their names, and files of them."""
+"""All figures of one trace at once: their names, and files of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from flashmoe_lab.plots import cache, io, latency, memory, routing, state
+from flashmoe_lab.plots import cache, io, latency, mass, memory, routing, state
 from flashmoe_lab.plots.plot import Plot
 from flashmoe_lab.trace import Trace
 
@@ -17,6 +17,7 @@ FIGURES: dict[str, Callable[[Trace], Plot]] = {
     "reuse_distance": cache.reuse_distance,
     "router_weights": routing.router_weights,
     "router_entropy": routing.router_entropy,
+    "mass_by_k": mass.mass_by_k,
     "io_timeline": io.io_timeline,
     "io_rate": io.io_rate,
     "read_latency": io.read_latency,

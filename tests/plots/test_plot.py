@@ -55,7 +55,7 @@ def test_draw_all_draws_or_says_why(tmp_path):
     for name, (plot, why) in found.items():
         assert (tmp_path / f"{name}.svg").exists() == (plot is not None) == (why == "")
     assert {n for n, (p, _) in found.items() if p is None} == {
-        "state_norm", "delta_gates", "memory_length", "attention_map",
+        "mass_by_k", "state_norm", "delta_gates", "memory_length", "attention_map",
     }  # fmt: skip
     assert found["delta_gates"][1].endswith("generate with record=['layers.*.mixer.decay']")
 

@@ -7,7 +7,7 @@ import pytest
 from flashmoe_lab import plots
 from flashmoe_lab.plots.mass import router_mass
 from flashmoe_lab.study.bank_simulation import simulate
-from flashmoe_lab.trace import Comparison, Trace
+from flashmoe_lab.trace import Comparison
 from tests.trace.made import made_trace
 
 
@@ -27,6 +27,9 @@ def test_sweep_draws_each_setting_in_its_order(tmp_path) -> None:
     plot = plots.sweep({"K=2": _comparison(0.25), "K=1": _comparison(1.0)})
     assert plot.data.setting.tolist() == ["K=2", "K=1"]
     assert plot.data.kl_nats_mean.tolist() == [0.25, 1.0]
+    assert plot.data.top1_agreement.tolist() == [0.5, 0.5]
+    assert plot.data.nbytes_per_token_b.tolist() == [2e6, 2e6]
+    assert plot.data.ms_per_token_b.tolist() == [5, 5]
     bars = plot.figure.axes[2].patches
     assert [bar.get_height() for bar in bars] == [2, 2]  # pyright: ignore
     plot.save(tmp_path / "a.svg")
@@ -46,6 +49,8 @@ def test_budgets_add_up(tmp_path) -> None:
     plot = plots.budgets({"measured": {"a": 1.0, "b": 3.0}, "guess": {"a": 1.0, "b": 1.0}})
     words = [text.get_text().strip() for text in plot.figure.axes[0].texts]
     assert words[1:] == ["4.00 ms, 250 tok/s", "2.00 ms, 500 tok/s"]
+    assert plot.data.budget.tolist() == ["measured", "guess"]
+    assert plot.data.a.tolist() == [1, 1] and plot.data.b.tolist() == [3, 1]
     plot.save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="no budgets"):
         plots.budgets({})
@@ -57,28 +62,29 @@ def test_quantization_errors() -> None:
     data = plots.quantization_errors(errors, weights).data.set_index("bits")
     assert data.index.tolist() == [2, 8]
     assert data.relative.tolist() == pytest.approx([0.5 / 2.5, 0.01])
-    assert data.largest[2] == 0.5
+    assert data.largest.tolist() == pytest.approx([0.5, 0.025])
+    assert data.rms.tolist() == pytest.approx([0.5, 0.025])
 
 
 def test_quantized_group_keeps_what_it_draws(tmp_path) -> None:
     weights = np.linspace(-1, 1, 8)
     plot = plots.quantized_group(weights, {2: np.round(weights), 4: weights})
     assert plot.data.weight.tolist() == weights.tolist()
+    assert plot.data.place.tolist() == list(range(8))
     assert plot.data.at_2_bits.tolist() == np.round(weights).tolist()
+    assert plot.data.at_4_bits.tolist() == weights.tolist()
     plot.save(tmp_path / "a.png")
 
 
 def test_mass_by_k() -> None:
-    trace = made_trace(model_num_experts_per_tok=2)
+    trace = made_trace()
+    data = plots.mass_by_k(trace).data
+    assert data.layer.tolist() == [1, 1, 1, 1] and data.k.tolist() == [1, 2, 3, 4]
+    assert data.mass.tolist() == pytest.approx([0.55, 0.75, 0.9, 1.0])
+    assert router_mass(trace).equals(data)
+    trace.arrays = {}
     with pytest.raises(ValueError, match="holds no router logits"):
         plots.mass_by_k(trace)
-    logits = np.log(np.array([[0.1, 0.4, 0.3, 0.2], [0.7, 0.1, 0.1, 0.1]], np.float32))
-    tables = {name: getattr(trace, name) for name in ("tokens", "routing", "reads", "spans", "run")}
-    kept = Trace(tables, {"layers.1.router.logits": (np.arange(2), logits)})
-    data = router_mass(kept)
-    assert data.layer.unique().tolist() == [1]
-    assert data.mass.tolist() == pytest.approx([0.55, 0.75, 0.9, 1.0])
-    assert plots.mass_by_k(kept).data.equals(data)
 
 
 def test_the_caption_and_the_summary_say_what_the_page_cache_held() -> None:

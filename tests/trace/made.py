@@ -48,6 +48,7 @@ SPANS = [  # token, layer, stage, lane, start and end in ms: 95 of 100 ms
 FACTS: dict[str, Any] = {
     "mode": "flow", "model": "/models/made", "num_hidden_layers": 2,
     "layer_types": "linear_attention,full_attention", "num_experts": 4, "num_experts_per_tok": 2,
+    "model_num_experts_per_tok": 2,
     "experts": "4 bits, group 64", "block_nbytes": BLOCK, "expert_nbytes": 8 * BLOCK,
     "resident_nbytes": 5000,
     "kv_nbytes_per_token": 100, "kv_nbytes": 25_600, "recurrent_nbytes": 640,
@@ -143,7 +144,9 @@ def _arrays() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     decay = np.array([[1.0, 0.5]] * 4, np.float32)  # one head forgets nothing, one half a token
     norms = np.array([[1, 2], [2, 4], [3, 6], [4, 8]], np.float32)
     weights = np.tril(np.ones((4, 4), np.float32))[:, None] * np.array([0.5, 0.25])[None, :, None]
+    logits = np.log(np.array([[0.1, 0.4, 0.3, 0.2], [0.7, 0.1, 0.1, 0.1]] * 2, np.float32))
     return {
+        "layers.1.router.logits": (positions, logits),
         "layers.0.mixer.decay": (positions, decay),
         "layers.0.mixer.write_strength": (positions, decay / 2),
         "layers.0.mixer.state_norm": (positions, norms),
