@@ -2,6 +2,7 @@
 errors of quantisation. They draw what they are given and compute no model."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,7 @@ def budgets(parts: Mapping[str, Mapping[str, float]], measured: Trace | None = N
     )
     ax = axes[0, 0]
     left = np.zeros(len(data))
-    for name, colour in zip(data.columns, _PARTS, strict=False):
+    for name, colour in zip(data.columns, cycle(_PARTS), strict=False):
         values = data[name].to_numpy()
         ax.barh(range(len(data)), values, left=left, color=colour, height=0.7, label=name)
         left = left + values

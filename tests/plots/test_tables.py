@@ -52,6 +52,8 @@ def test_budgets_add_up(tmp_path) -> None:
     assert plot.data.budget.tolist() == ["measured", "guess"]
     assert plot.data.a.tolist() == [1, 1] and plot.data.b.tolist() == [3, 1]
     plot.save(tmp_path / "a.png")
+    many = plots.budgets({"measured": {str(n): 1.0 for n in range(9)}})
+    assert many.figure.axes[0].texts[1].get_text().strip() == "9.00 ms, 111 tok/s"
     with pytest.raises(ValueError, match="no budgets"):
         plots.budgets({})
 
