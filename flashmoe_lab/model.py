@@ -71,6 +71,7 @@ class Model:
         config: the geometry.
         dtype: type of activations.
         interventions_begun: how many there ever were.
+        intercepted: the patterns that are intercepted now.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Model:
         self.config, self.dtype = config, embed.dtype
         self.embed, self.layers, self.norm, self.lm_head = embed, tuple(layers), norm, lm_head
         self._interventions: list[tuple[str, Hook]] = []
+        self.intercepted: list[str] = []
         self._hooks: dict[str, list[Hook]] = {}
         self._check: Hook | None = None
         self._last_view: tuple[dict[str, list[Hook]], Any, View] | None = None
@@ -267,11 +269,6 @@ class Model:
             self._match()
 
     @property
-    def intercepted(self) -> list[str]:
-        """The patterns that are intercepted now."""
-        return [pattern for pattern, _ in self._interventions]
-
-    @property
     def check(self) -> Hook | None:
         """A hook that sees every stage's result last, after interventions; None for none."""
         return self._check
@@ -283,6 +280,7 @@ class Model:
 
     def _match(self) -> None:
         """Hooks by path, so that a stage that nobody touches costs one look-up in a dictionary."""
+        self.intercepted = [pattern for pattern, _ in self._interventions]
         hooks: dict[str, list[Hook]] = {}
         last = [("*", self._check)] if self._check else []
         for pattern, fn in self._interventions + last:

@@ -1,7 +1,8 @@
 """Batch: what a tracer kept of some passes through the model, as columns for rows to be made of."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.token_memory import routing_parts
-from flashmoe_lab.trace_notes import LAYER_NUMBERS, PASS_NUMBERS, Cached, Chosen, Notes
+from flashmoe_lab.trace.schema import PHASES
+from flashmoe_lab.trace_notes import LAYER_NUMBERS, Cached, Chosen, Notes
 
 
 class LayerNotes(NamedTuple):
@@ -43,7 +45,7 @@ class Batch:
         phase, position, tokens, start_ns, end_ns: one a pass: code of its phase, first position,
             number of tokens; `end_ns` is 0 where it came to no end.
         last_ns: the end of its last span.
-        surprise: float32 [passes, 2], as in `Notes`.
+        surprise: float32 [passes, 2], log-probability and entropy.
         ids: of all tokens.
         marks: position, code and end in ns, int64 [n, 3], of what listeners noted.
         layers: what tokens noted that nobody listened to; None if there were none.
@@ -66,32 +68,34 @@ class Batch:
 
     @classmethod
     def of(cls, notes: Notes) -> "Batch":
-        """All that is in the notes."""
-        columns = np.array(notes.passes, np.int64).reshape(-1, PASS_NUMBERS).T
-        phase, position, tokens, start_ns, end_ns, by_token, *ends = columns
-        mark_of, layer_of, routing_of, chosen_of, read_of = map(_numbers, ends)
-        marks = np.array(notes.marks, np.int64).reshape(-1, 2)
-        layers = _layers(notes, by_token, layer_of, position)
-        last_ns = end_ns.copy()
-        if len(last_ns) and not last_ns[-1]:  # an error or a stop in its midst
+        """All passes that are over, of which there must be some."""
+        opened, start_ns, end_ns = zip(*notes.passes, strict=True)
+        phase, position, tokens, logprob, entropy, before = zip(*opened, strict=True)
+        row_of, mark_of, layer_of, *others = map(_numbers, zip(*before, notes.over, strict=True))
+        position, last_ns = np.array(position), np.array(end_ns)
+        marks = np.array(notes.marks[: len(mark_of)]).reshape(-1, 2)
+        mark_of = mark_of[::2]
+        layers = _layers(notes, row_of, layer_of, position)
+        if not last_ns[-1]:  # an error or a stop in its midst
             moments = [marks[mark_of == len(last_ns) - 1, 1]]
             if layers is not None:
                 moments.append(layers.done_ns[layers.number == len(last_ns) - 1])
             last_ns[-1] = np.concatenate(moments).max(initial=0)
+        routing_of, chosen_of, read_of = (of.tolist() for of in others)
         return cls(
-            phase=phase,
+            phase=np.array([PHASES.index(name) for name in phase]),
             position=position,
-            tokens=tokens,
-            start_ns=start_ns,
-            end_ns=end_ns,
+            tokens=np.array([len(ids) for ids in tokens]),
+            start_ns=np.array(start_ns),
+            end_ns=np.array(end_ns),
             last_ns=last_ns,
-            surprise=np.array(notes.surprise, np.float32).reshape(-1, 2),
-            ids=notes.ids.copy(),
+            surprise=np.array([logprob, entropy], np.float32).T,
+            ids=list(chain(*tokens)),
             marks=np.column_stack([position[mark_of], marks]),
             layers=layers,
-            routings=list(zip(routing_of.tolist(), notes.routings, strict=True)),
-            chosen=list(zip(chosen_of.tolist(), notes.chosen, strict=True)),
-            reads=list(zip(read_of.tolist(), notes.reads, strict=True)),
+            routings=list(zip(routing_of, notes.routings, strict=False)),
+            chosen=list(zip(chosen_of, notes.chosen, strict=False)),
+            reads=list(zip(read_of, notes.reads, strict=False)),
         )
 
     def fetches(self) -> Iterator[tuple[int, int, Fetched]]:
@@ -101,20 +105,20 @@ class Batch:
         yield from ((number, layer, fetched) for number, (layer, fetched, _) in self.reads)
 
 
-def _numbers(ends: np.ndarray) -> np.ndarray:
-    """Which pass each of some things belongs to, of how many there were at each one's end."""
-    return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+def _numbers(counts: Sequence[int]) -> np.ndarray:
+    """Which pass each of some things belongs to, of how many there were before each pass and at the
+    end."""
+    return np.repeat(np.arange(len(counts) - 1), np.diff(counts))
 
 
 def _layers(
-    notes: Notes, by_token: np.ndarray, layer_of: np.ndarray, position: np.ndarray
+    notes: Notes, row_of: np.ndarray, layer_of: np.ndarray, position: np.ndarray
 ) -> LayerNotes | None:
-    if not notes.layers:
+    if not len(layer_of):
         return None
-    whole = notes.layers + [0] * (-len(notes.layers) % LAYER_NUMBERS)
-    layer, *moments = np.array(whole, np.int64).reshape(-1, LAYER_NUMBERS).T
+    whole = notes.layers[: len(layer_of)] + [0] * (-len(layer_of) % LAYER_NUMBERS)
+    layer, *moments = np.array(whole).reshape(-1, LAYER_NUMBERS).T
     number = layer_of[::LAYER_NUMBERS]
-    routing = np.frombuffer(notes.routing, np.float32).reshape(by_token.sum(), -1)
-    row = (np.cumsum(by_token) - 1)[number]
-    parts = (part[row, layer] for part in routing_parts(routing, *notes.sizes))
+    row = np.searchsorted(row_of, number)
+    parts = (part[row, layer] for part in routing_parts(notes.routing, *notes.sizes))
     return LayerNotes(number, position[number], layer, *moments, *parts)

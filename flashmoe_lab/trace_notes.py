@@ -7,9 +7,12 @@ nobody looks is noted in its TokenMemory, as plain numbers, so that long runs le
 Python's collector to walk over.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
@@ -30,10 +33,10 @@ def code(layer: int, stage: str, lane: str) -> int:
 
 RECORD, SETUP, SAMPLE = (code(-1, stage, "host") for stage in ("record", "setup", "sample"))
 
+_HELD_NBYTES = 4 << 20  # of what rows are still to be made of: more would hold up one token long
+LAYER_NUMBERS = 5  # that a layer notes in a TokenMemory
 _OBJECTS_NBYTES = 5000  # of a layer's routing or fetch, with their arrays
 _TOKEN_NBYTES = 2000  # of a routing, by token
-PASS_NUMBERS = 11  # that Notes keep of a pass
-LAYER_NUMBERS = 5  # that a layer notes in a TokenMemory
 
 
 class Chosen(NamedTuple):
@@ -63,94 +66,146 @@ class Asker(NamedTuple):
     rule: str | None
 
 
+class Counts(NamedTuple):
+    """How much there is in each of the notes' lists."""
+
+    rows: int
+    marks: int
+    layers: int
+    routings: int
+    chosen: int
+    reads: int
+
+
+class Opened(NamedTuple):
+    """A pass that begins.
+
+    Attributes:
+        position: of its first token.
+        logprob, entropy: how surprising its token was, in nats; NaN for the prompt's.
+        before: what there was before it.
+    """
+
+    phase: str
+    position: int
+    tokens: Sequence[int]
+    logprob: float
+    entropy: float
+    before: Counts
+
+
 class Notes:
     """The notes of passes of which no rows were made yet.
 
-    They are lists of plain numbers, and of objects only for stages that somebody listens to and for
-    reads. The lists stay the same objects, so that listeners can hold their `append`.
+    They are plain numbers, and objects only for stages that somebody listens to and for reads. The
+    lists stay the same objects, so that listeners can hold their `append`.
 
     Attributes:
-        passes: numbers of one pass after another: code of its phase, first position, tokens, start
-            and end in ns (0: it came to none), whether it left something in a TokenMemory; then how
-            long marks (in pairs), layers, routings, chosen and reads were at its end.
-        surprise: for each pass the log-probability of its token, and the entropy of what it was
-            chosen from, in nats; NaN for the prompt's.
-        ids: of the tokens.
+        passes: those that are over, with start and end in ns (0: it came to none).
+        under_way: the one that is not over; a token that was chosen opens the next.
+        start_ns: of that; 0 if it was only opened.
         marks: code and end in ns of one span after another; each begins where one ends.
-        layers, reads, routing: what tokens left in their memory, one after another.
+        routings, chosen: what listeners were told.
+        layers, reads: what tokens left in their memory, one after another.
+        routing: the same, float32 with a row a token, of which `rows` are filled.
         sizes: of that memory: number of layers, and K.
         routed_ns, cached: of the layer under way, as in `Chosen`.
         plain: whether the pass is of one token whose routing is the router's own.
     """
 
     def __init__(self) -> None:
-        self.passes: list[int] = []
-        self.surprise: list[float] = []
-        self.ids: list[int] = []
+        self.passes: list[tuple[Opened, int, int]] = []
+        self.under_way: Opened | None = None
+        self.start_ns = 0
         self.marks: list[int] = []
         self.routings: list[tuple[int, Routing]] = []
         self.chosen: list[Chosen] = []
         self.layers: list[int] = []
         self.reads: list[tuple[int, Fetched, Cached]] = []
-        self.routing = bytearray()
+        self.routing = np.empty((0, 0), np.float32)
+        self.rows = 0
         self.sizes = (0, 0)
         self.routed_ns = 0
         self.cached: Cached = {}
         self.plain = False
         self._memory: TokenMemory | None = None
-        self._left = False  # something of the pass under way in `routing`
         self._chunks = 0  # bytes of the prompt's routings
 
     @property
-    def nbytes(self) -> int:
-        """About what they hold."""
+    def are_many(self) -> bool:
+        """Whether rows should be made of them, by what they hold, about."""
         objects = len(self.routings) + len(self.reads)
-        return len(self.routing) + 40 * len(self.layers) + _OBJECTS_NBYTES * objects + self._chunks
+        plain = self.routing[: self.rows].nbytes + 40 * len(self.layers)
+        return plain + _OBJECTS_NBYTES * objects + self._chunks > _HELD_NBYTES
+
+    @property
+    def counts(self) -> Counts:
+        """How much there is now."""
+        lists = self.marks, self.layers, self.routings, self.chosen, self.reads
+        return Counts(self.rows, *map(len, lists))
+
+    @property
+    def over(self) -> Counts:
+        """How much there is of passes that are over."""
+        return self.counts if self.under_way is None else self.under_way.before
 
     def clear(self) -> None:
-        """Begin anew, after a pass."""
-        for part in (self.passes, self.surprise, self.ids, self.marks, self.routings):
-            part.clear()
-        self._chunks = 0
-        for part in (self.chosen, self.layers, self.reads, self.routing):
-            part.clear()
+        """Forget all passes that are over."""
+        over, self.rows, self._chunks = self.over, 0, 0
+        lists = self.marks, self.layers, self.routings, self.chosen, self.reads
+        for part, count in zip(lists, over[1:], strict=True):
+            del part[:count]
+        self.passes.clear()
+        if self.under_way is not None:
+            self.under_way = self.under_way._replace(before=Counts(0, 0, 0, 0, 0, 0))
+
+    def open(
+        self,
+        phase: str,
+        position: int,
+        tokens: Sequence[int],
+        surprise: tuple[float, float] = (math.nan, math.nan),
+    ) -> None:
+        """What comes now belongs to this pass."""
+        self.start_ns = 0
+        self.under_way = Opened(phase, position, tokens, *surprise, self.counts)
+
+    def close(self, end_ns: int) -> None:
+        """The pass is over."""
+        opened, self.under_way = self.under_way, None
+        assert opened is not None
+        self.passes.append((opened, self.start_ns, end_ns))
+        if (tokens := len(opened.tokens)) > 1:
+            self._chunks += tokens * _TOKEN_NBYTES * (len(self.routings) - opened.before.routings)
+
+    def break_off(self) -> None:
+        """The pass will never be over."""
+        self.leave()
+        if self.under_way is not None:
+            del self.routings[self.under_way.before.routings :]  # perhaps never computed
+            self.close(0)
 
     def take(self, memory: TokenMemory, ask: Callable[[int, Sequence[int]], Cached]) -> None:
         """Have a token note here what it does."""
-        self._memory, self.sizes = memory, (len(memory.rows), memory.num_experts_per_tok)
+        self._memory = memory
         memory.notes, memory.reads, memory.ask = self.layers, self.reads, ask
 
     def leave(self) -> None:
         """The token is through, or will never be."""
         memory, self._memory = self._memory, None
         if memory is not None:
-            self.routing += memory.routing.data
-            self._left = True
+            self.routing[self.rows] = memory.routing
+            self.rows += 1
 
-    def close(
-        self,
-        phase: int,
-        position: int,
-        tokens: Sequence[int],
-        start_ns: int,
-        end_ns: int,
-        surprise: tuple[float, float],
-    ) -> None:
-        """The pass is over."""
-        self.leave()
-        left, self._left = self._left, False
-        first = self.passes[-3] if self.passes else 0  # of its own routings
-        if not end_ns:
-            del self.routings[first:]  # perhaps never computed
-        if len(tokens) > 1:
-            self._chunks += len(tokens) * _TOKEN_NBYTES * (len(self.routings) - first)
-        self.ids += tokens
-        self.surprise += surprise
-        self.passes += (
-            *(phase, position, len(tokens), start_ns, end_ns, left),
-            *(len(self.marks) // 2, len(self.layers), len(self.routings)),
-            *(len(self.chosen), len(self.reads)),
-        )
+    def fits(self, memory: TokenMemory) -> bool:
+        """Whether there is room for what a token leaves: all rows are of one K."""
+        return self.rows < len(self.routing) and self.sizes[1] == memory.num_experts_per_tok
+
+    def make_room(self, memory: TokenMemory) -> None:
+        """For tokens with such memory; there are no rows."""
+        rows = 2 + _HELD_NBYTES // memory.routing.nbytes
+        self.routing = np.empty((rows, memory.routing.size), np.float32)
+        self.sizes = len(memory.rows), memory.num_experts_per_tok
 
     def mark(self, code: int) -> Listener:
         """A listener: what `code` says ends now."""

@@ -4,7 +4,7 @@ The tracer's other half: it runs between tokens, touches no clock and waits for 
 long finished. Tables tokens and spans are here, routing and reads in files of their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -39,16 +39,16 @@ class Rows:
         self.recorder, self.text = recorder, text
         self.since_ns = self.record_ns = 0
 
-    def add(self, batch: Batch, between: Sequence[tuple[int, int, int]]) -> None:
-        """Add everything that some passes did.
-
-        Args:
-            between: position, code and end in ns of what was done between passes.
-        """
+    def add(self, batch: Batch) -> None:
+        """Add everything that some passes did."""
         self._add_tokens(batch)
         add_routing(self.recorder, batch)
         add_reads(self.recorder, batch)
-        self._add_spans(batch, between)
+        marks = batch.marks
+        if batch.layers is not None:
+            marks = np.concatenate([marks, _marks_by_token(batch.layers)])
+            marks = marks[np.argsort(marks[:, 2], kind="stable")]
+        self._add_spans(_with_waits(marks, batch))
 
     def _add_tokens(self, batch: Batch) -> None:
         """One row a token; a pass of a generated token has a single one."""
@@ -68,16 +68,15 @@ class Rows:
             entropy=surprise[:, 1],
         )
 
-    def _add_spans(self, batch: Batch, between: Sequence[tuple[int, int, int]]) -> None:
+    def record_until(self, end_ns: int, position: int) -> None:
+        """What came last was work for the record."""
+        self._add_spans(np.array([[position, RECORD, end_ns]]))
+
+    def _add_spans(self, marks: np.ndarray) -> None:
         """They follow one another, so each begins where the one before it ends."""
-        marks = [batch.marks, np.array(between, np.int64).reshape(-1, 3)]
-        if batch.layers is not None:
-            marks.append(_marks_by_token(batch.layers))
-        whole = np.concatenate(marks)
-        if not len(whole):
+        if not len(marks):
             return
-        whole = whole[np.argsort(whole[:, 2], kind="stable")]
-        position, codes, end = _with_waits(whole, batch).T
+        position, codes, end = marks.T
         start = np.concatenate([[self.since_ns], end[:-1]])
         self.recorder.tables["spans"].extend(
             len(end),

@@ -8,7 +8,6 @@ stage, so that each stage's time is exact and the whole is slower. Rows are made
 over, or when what is held for them becomes much; that work is a span of its own, "record".
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from timeit import timeit
@@ -17,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from flashmoe_lab.kernels import native_for
+from flashmoe_lab.kernels import native_for, used
 from flashmoe_lab.layer import Layer
 from flashmoe_lab.model import Model
 from flashmoe_lab.probes import Probe
@@ -25,7 +24,6 @@ from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.state import AttentionState, SequenceState
 from flashmoe_lab.token_memory import TokenMemory
 from flashmoe_lab.trace import Recorder, Trace
-from flashmoe_lab.trace.schema import PHASES
 from flashmoe_lab.trace_batch import Batch
 from flashmoe_lab.trace_notes import (
     RECORD,
@@ -42,7 +40,7 @@ from flashmoe_lab.trace_rows import Rows
 from flashmoe_lab.trace_sources import asker, resident
 from flashmoe_lab.watch import Watch, finish
 
-_HELD_NBYTES = 4 << 20  # of what rows are still to be made of: more would hold up one token long
+_HEAD_WAITED = code(-1, "lm_head", "wait")
 _OUTSIDE = ("embed", "norm", "lm_head")
 _PARTS = ("input_norm", "mixer", "post_norm", "shared_expert", "experts")
 
@@ -72,15 +70,11 @@ class Tracer(Watch):
         self._conditions, self._probes = conditions, probes
         self.every_stage = self._exact = recorder.facts["mode"] == "stages"
         self._notes = Notes()
-        self._head_waited = self._notes.mark(code(-1, "lm_head", "wait"))
         self._rows = Rows(recorder, text)
-        self._between: list[tuple[int, int, int]] = []  # position, code and end
-        self._pass: tuple[int, int, Sequence[int], int] | None = None  # as Notes.close takes it
         self._askers: list[Asker] = []
-        self._native: bool | None = None
+        self._kernels = ""
         self._state: SequenceState | None = None
-        self._surprise: tuple[float, float] | None = None  # of the token that was chosen last
-        self._picked = self._length = 0
+        self._length = 0
         self._normed: mx.array | None = None
         self._intercepted: dict[str, None] = {}
 
@@ -218,28 +212,38 @@ class Tracer(Watch):
 
     def _listen(self) -> None:
         """Listen to what the kernels of the next pass show; others may be chosen midway."""
+        self._kernels = used()
         native = native_for(self.model.dtype)
-        if native != self._native:
-            self._native, self.listeners = native, self._listeners(native)
-            self._add_probes(native)
+        self.listeners = self._listeners(native)
+        self._add_probes(native)
 
     def pass_begins(self, phase: str, tokens: Sequence[int], state: SequenceState) -> None:
-        """Close the sampler's span and open a pass."""
-        self._listen()
-        now, position, self._state = clock(), state.length, state
-        self._length = position + len(tokens)
-        intercepted = self.model.intercepted
+        """Close the sampler's span, or set-up's, and open a pass."""
+        notes, intercepted = self._notes, self.model.intercepted
+        if used() != self._kernels:
+            self._listen()
         if intercepted:
             self._intercepted |= dict.fromkeys(intercepted)
-        self._notes.plain = len(tokens) == 1 and not intercepted
-        self._between.append((position, SETUP if self._surprise is None else SAMPLE, now))
-        self._pass = PHASES.index(phase), position, tokens, now
+        notes.plain = len(tokens) == 1 and not intercepted
+        self._state, position = state, len(state.tokens)
+        self._length = position + len(tokens)
+        if phase == "decode":  # its token was chosen: it is open
+            notes.start_ns = now = clock()
+            notes.marks += (SAMPLE, now)
+            return
+        notes.open(phase, position, tokens)
+        notes.marks += (SETUP, clock())
+        self._bound()
+        notes.start_ns = clock()
 
     def token_begins(self, memory: TokenMemory) -> None:
-        """Have it noted what the token does; rows are made of tokens of one K."""
-        if self._notes.routing and self._notes.sizes[1] != memory.num_experts_per_tok:
-            self._flush()
-        self._notes.take(memory, self._ask)
+        """Have it noted what the token does."""
+        notes = self._notes
+        if not notes.fits(memory):
+            if notes.rows:
+                self._flush()
+            notes.make_room(memory)
+        notes.take(memory, self._ask)
 
     def token_ends(self) -> None:
         """Keep what it left."""
@@ -249,36 +253,39 @@ class Tracer(Watch):
         return self._askers[layer].ask(experts)
 
     def pass_ends(self) -> None:
-        """Keep the pass; make rows of all once they are many."""
-        self._head_waited(None)
-        self._close(self._notes.marks[-1])
-        if self._notes.nbytes > _HELD_NBYTES:
-            self._flush()
-
-    def _close(self, end_ns: int) -> None:
-        assert self._pass is not None
-        surprise, self._surprise = self._surprise or (math.nan, math.nan), None
-        self._notes.close(*self._pass, end_ns, surprise)
-        self._pass = None
+        """Keep the pass."""
+        notes, now = self._notes, clock()
+        notes.marks += (_HEAD_WAITED, now)
+        notes.close(now)
 
     def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
         """Note how surprising it is; the numbers are still at hand."""
-        now = clock()
-        self._surprise = float(logprobs[token]), _entropy(logprobs)
-        self._picked = token
-        self._between += ((self._length, SAMPLE, now), (self._length, RECORD, clock()))
+        notes, now = self._notes, clock()
+        surprise = float(logprobs[token]), _entropy(logprobs)
+        notes.open("decode", self._length, [token], surprise)
+        notes.marks += (SAMPLE, now, RECORD, clock())
+        self._bound()
+
+    def _bound(self) -> None:
+        """Make rows of all passes that are over once they are many."""
+        if self._notes.are_many:
+            self._flush()
+            self._notes.marks += (RECORD, clock())
+
+    def _flush(self) -> None:
+        if self._notes.passes:
+            self._rows.add(Batch.of(self._notes))
+            self._notes.clear()
 
     def run_ends(self, finish_reason: str, error: str = "") -> None:
         """Make the last rows, and the trace."""
-        if self._pass is not None:  # an error or a stop in its midst
-            self._close(0)
-        elif self._surprise is not None:  # a last token never goes through the model
-            self._between.append((self._length, SAMPLE, clock()))
-            self._pass = PHASES.index("decode"), self._length, [self._picked], 0
-            self._close(0)
+        notes = self._notes
+        if notes.under_way is not None and not notes.start_ns:
+            notes.marks += (SAMPLE, clock())  # a last token never goes through the model
+        notes.break_off()
         note_ns = _note_ns()
         self._flush()
-        self._flush()  # what that took
+        self._rows.record_until(clock(), self._length)
         self.trace = self.recorder.finish(
             finish_reason=finish_reason,
             error=error,
@@ -287,12 +294,6 @@ class Tracer(Watch):
             record_ns=self._rows.record_ns + round(note_ns * self.recorder.tables["spans"].rows),
             **_held_by(self._state),
         )
-
-    def _flush(self) -> None:
-        between, self._between = self._between, []
-        self._rows.add(Batch.of(self._notes), between)
-        self._notes.clear()
-        self._between.append((self._length, RECORD, clock()))
 
 
 def _entropy(logprobs: np.ndarray) -> float:

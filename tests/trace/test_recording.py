@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flashmoe_lab as fl
-from flashmoe_lab import kernels, tracing
+from flashmoe_lab import kernels, trace_notes
 from flashmoe_lab.interventions import by_mass
 from flashmoe_lab.storage.blocks import ReadError
 from flashmoe_lab.storage.page_cache import evict, process_read_nbytes, warm
@@ -291,7 +291,7 @@ def test_a_long_run_is_bounded_and_loses_nothing(open_engine, packed, monkeypatc
             monkeypatch.setattr(Recorder.__init__, "__defaults__", ("flow", 100))
             assert Recorder().tables["routing"].max_rows == 100
         else:
-            monkeypatch.setattr(tracing, "_HELD_NBYTES", 5_000)
+            monkeypatch.setattr(trace_notes, "_HELD_NBYTES", 5_000)
         bounded = _run(engine, "flow", tokens=60).trace
     columns = ["token", "layer", "rank", "expert", "probability", "weight", "margin"]
     assert bounded.routing[columns].equals(right.routing[columns])
