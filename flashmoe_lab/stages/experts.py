@@ -72,7 +72,10 @@ class Experts(Part):
         with self.bank.lock:
             for placement in fetched.waves():
                 pairs, slots = _pairs(experts, placement.slots)
-                by_rank[pairs] = native.expert_mlp(self.weights.stacks(), rows, pairs // k, slots)
+                # Every row that goes in is prepared, and an expert that came alone has few.
+                tokens, index = np.unique(pairs // k, return_inverse=True)
+                some = rows if len(tokens) == len(rows) else rows[tokens]
+                by_rank[pairs] = native.expert_mlp(self.weights.stacks(), some, index, slots)
         return native.weighted_sum(by_rank, weights)
 
     def reference(
