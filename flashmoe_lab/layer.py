@@ -71,14 +71,19 @@ class Layer:
         return h + routed + shared
 
     def native_steps(
-        self, x: mx.array, state: LayerState, num_experts_per_tok: int | None = None
+        self,
+        x: mx.array,
+        state: LayerState,
+        num_experts_per_tok: int | None = None,
+        is_final: bool = False,
     ) -> Steps:
-        """`steps` in two native calls: only router and fetch give their results.
+        """`steps` in two native calls: only router and fetch give their results. `is_final` says
+        that nobody will send another routing back.
 
         A state of another type than float32 goes through the stages after all.
         """
         if self.native.takes(state):
-            return (yield from self.native.steps(x, state, num_experts_per_tok))
+            return (yield from self.native.steps(x, state, num_experts_per_tok, is_final))
         steps, answer = self.steps(x, state, num_experts_per_tok), None
         while True:
             try:

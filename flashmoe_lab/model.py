@@ -47,10 +47,12 @@ class View:
 
     Attributes:
         plain: layers of which nobody wants to see a stage that `native_steps` does not give.
-        unseen: those of them of which nobody wants to see anything where a single token passes.
+        final: those of them whose router has the last word.
+        unseen: those of these of which nobody wants to see anything where a single token passes.
     """
 
     plain: frozenset[int] = frozenset()
+    final: frozenset[int] = frozenset()
     unseen: frozenset[int] = frozenset()
 
 
@@ -202,19 +204,23 @@ class Model:
     ) -> Steps:
         """The same up to what goes into the last norm."""
         x = yield "embed", self.embed(mx.array([int(token) for token in tokens]))
-        plain, unseen = (view.plain, view.unseen) if view else ((), ())
+        seen = view or _WHOLE
         held = None  # the memory, while x is the one in it
         for layer in self.layers:
             own = state[layer.index]
-            if memory is not None and layer.index in unseen and layer.native.takes(own):
+            if memory is not None and layer.index in seen.unseen and layer.native.takes(own):
                 if held is None:
                     held, memory.x[:] = memory, native.floats(x)
                 layer.token(memory, own)
                 continue
             if held is not None:
                 held, x = None, mx.array(held.x)
-            run = layer.native_steps if layer.index in plain else layer.steps
-            steps, answer = run(x, own, num_experts_per_tok), None
+            if layer.index in seen.plain:
+                is_final = layer.index in seen.final
+                steps = layer.native_steps(x, own, num_experts_per_tok, is_final)
+            else:
+                steps = layer.steps(x, own, num_experts_per_tok)
+            answer = None
             while True:
                 try:
                     name, answer = steps.send(answer)
@@ -299,8 +305,9 @@ class Model:
             exact = frozenset(layer.index for layer in self.layers if layer.native.is_exact())
             plain = exact - watch.layers_by_stage - layers_by_stage(hooks)
             fitting = {layer.index for layer in self.layers if self._fits_memory(layer)}
-            unseen = plain & fitting - watch.layers_heard - layers_of(hooks)
-            last = self._last_view = hooks, key, View(plain=plain, unseen=unseen)
+            final = plain - layers_of(hooks)
+            unseen = final & fitting - watch.layers_heard
+            last = self._last_view = hooks, key, View(plain=plain, final=final, unseen=unseen)
         return last[2]
 
     def _fits_memory(self, layer: Layer) -> bool:

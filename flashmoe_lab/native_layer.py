@@ -5,7 +5,7 @@ kernels/cpu/block.h has the order of what they do, layer.py the stages'; tests h
 bits. What the calls need is made of the layer's parts once, and again when one has changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from flashmoe_lab import native
 from flashmoe_lab.config import check_num_experts_per_tok
 from flashmoe_lab.stages.attention import GatedAttention
 from flashmoe_lab.stages.delta_net import GatedDeltaNet
-from flashmoe_lab.stages.expert_fetch import ExpertFetch
+from flashmoe_lab.stages.expert_fetch import ExpertFetch, Fetched, Landing
 from flashmoe_lab.stages.experts import Experts
 from flashmoe_lab.stages.linear import Linear
 from flashmoe_lab.stages.norm import RMSNorm
@@ -28,6 +28,9 @@ from flashmoe_lab.token_memory import TokenMemory
 
 if TYPE_CHECKING:
     from flashmoe_lab.layer import Layer, Steps
+
+# Tokens: few, since nothing is read meanwhile, but enough to name plenty to read.
+_FIRST_PART = 32
 
 
 class NativeLayer:
@@ -111,6 +114,17 @@ class NativeLayer:
         if notes is not None:
             notes.append(perf_counter_ns())
 
+    def _begun(self, before: Callable[[slice], None], chosen: np.ndarray) -> Fetched:
+        """What a chunk fetches; `before` computes a part of it up to `chosen`."""
+        fetch, early = self._layer.fetch, list[Landing]()
+        with fetch.bank.lock:
+            fetch.bank.settle()
+            for part in _parts(len(chosen)):
+                before(part)
+                if part.stop < len(chosen):
+                    early += fetch.begin(chosen[part])
+            return fetch.of(chosen, early)
+
     def _read(self, memory: TokenMemory, experts: Sequence[int]) -> list[int] | None:
         """Bring what the bank does not hold, and give all slots; None if the experts were computed
         with as they came."""
@@ -132,10 +146,16 @@ class NativeLayer:
         np.add(np.add(memory.stream, routed, out=memory.x), memory.shared, out=memory.x)
         return None
 
-    def steps(self, x: mx.array, state: LayerState, num_experts_per_tok: int | None) -> "Steps":
-        """`Layer.steps` for any number of tokens, of which router and fetch alone are shown."""
+    def steps(
+        self, x: mx.array, state: LayerState, num_experts_per_tok: int | None, is_final: bool
+    ) -> "Steps":
+        """`Layer.steps` for any number of tokens, of which router and fetch alone are shown.
+
+        Where what the router says `is_final`, a long chunk goes up to the router in parts, and each
+        one's experts are read while the next is computed.
+        """
         layer = self._layer
-        rows, position = native.floats(x), getattr(state, "length", 0)
+        rows = native.floats(x)
         tokens, experts = len(rows), layer.router.gate.out_features
         own_k = layer.router.num_experts_per_tok
         k = own_k if num_experts_per_tok is None else num_experts_per_tok
@@ -144,11 +164,18 @@ class NativeLayer:
         logits, weights = (np.empty((tokens, size), np.float32) for size in (experts, k))
         chosen = np.empty((tokens, k), np.int32)
         self._refresh()
-        self._block.before(
-            *(rows, tokens, k, position, *state.owned(tokens), stream, normed, shared),
-            *(logits, chosen, weights),
-        )
-        state.moved(tokens)
+
+        def before(part: slice) -> None:
+            count, position = part.stop - part.start, getattr(state, "length", 0)
+            out = (array[part] for array in (stream, normed, shared, logits, chosen, weights))
+            self._block.before(rows[part], count, k, position, *state.owned(count), *out)
+            state.moved(count)
+
+        begun: Fetched | None = None
+        if is_final and tokens > _FIRST_PART and layer.fetch.begins_early:
+            begun = self._begun(before, chosen)
+        else:
+            before(slice(0, tokens))
         own = Routing(
             logits=mx.array(logits),
             experts=mx.array(chosen),
@@ -156,7 +183,7 @@ class NativeLayer:
             norm_topk_prob=layer.router.norm_topk_prob,
         )
         routing = yield "router", own
-        fetched = yield "fetch", layer.fetch(routing)
+        fetched = yield "fetch", begun or layer.fetch(routing)
         with layer.fetch.bank.lock:
             is_own = routing is own and np.array_equal(fetched.experts, chosen)
             if is_own and fetched.is_there:
@@ -168,3 +195,12 @@ class NativeLayer:
                 return mx.array(out)
         routed = layer.experts(mx.array(normed), routing, fetched)
         return mx.array(stream + native.floats(routed) + shared)
+
+
+def _parts(tokens: int) -> Iterator[slice]:
+    """Each twice as long as the one before, which has named enough to be read meanwhile."""
+    start, size = 0, _FIRST_PART
+    while tokens - start > 2 * size:
+        yield slice(start, start + size)
+        start, size = start + size, 2 * size
+    yield slice(start, tokens)

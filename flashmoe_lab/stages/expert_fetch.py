@@ -6,7 +6,7 @@ that are there while the others are still being read. A chunk of a prompt may na
 the bank has slots; then they come in waves, each expert read once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
@@ -72,12 +72,9 @@ class Landing:
                 self.finish()
 
     def parts(self) -> Iterator[Placement]:
-        """The placement in parts: what the bank held, then the misses as they come."""
+        """The misses of the placement in parts, as they come."""
         slots, misses = self.placement.slots, self.placement.misses
         verifies = self.fetch.verifies  # no longer, once the last of its blocks was checked
-        held = {expert: slot for expert, slot in slots.items() if expert not in misses}
-        if held:
-            yield replace(self.placement, slots=held, misses=())
         if not verifies:
             landed = self._pending.landed(self.fetch.landing_blocks)
             while numbers := self._waited(lambda: next(landed, None)):
@@ -190,27 +187,31 @@ class Fetched:
                 f"layer {self.placed.layer}: these experts are no longer in the "
                 "bank; fetch them again"
             )
-        if self._is_landing:
-            yield from self.landings[0].parts()
-        else:
-            yield self.placed
+        yield from self._parts(self.placed)
         while self.later:
-            placement = self.fetch.bring(self.later.pop(0), self)
-            if self.landings[-1:] and self.landings[-1].records is None:
-                yield from self.landings[-1].parts()
-            else:
-                yield placement
+            yield from self._parts(self.fetch.bring(self.later.pop(0), self))
 
-    @property
-    def _is_landing(self) -> bool:
-        """Whether the first placement's own reads may be under way."""
-        return bool(self.landings) and self.landings[0].records is None
+    def _parts(self, placement: Placement) -> Iterator[Placement]:
+        """A placement in parts: what lies there, then the misses as they come."""
+        landings = self._landings_of(placement)
+        coming = {expert for landing in landings for expert in landing.placement.misses}
+        there = {e: slot for e, slot in placement.slots.items() if e not in coming}
+        if there:
+            misses = tuple(expert for expert in placement.misses if expert in there)
+            yield replace(placement, slots=there, misses=misses)
+        for landing in landings:
+            yield from landing.parts()
+
+    def _landings_of(self, placement: Placement) -> list[Landing]:
+        """A placement's own reads that may be under way."""
+        open_ones = [landing for landing in self.landings if landing.records is None]
+        return [one for one in open_ones if one.placement.misses[0] in placement.slots]
 
     def _is_held(self) -> bool:
         """Whether the first placement's experts lie in its slots, or its own reads bring them."""
         bank = self.fetch.bank
-        if not self._is_landing:  # but another's may be, of the same experts into the same slots
-            bank.settle()
+        if not self._landings_of(self.placed):
+            bank.settle()  # another's may be under way, of the same experts into the same slots
         return bank.holds(self.placed)
 
     def _repr_html_(self) -> str:
@@ -262,17 +263,31 @@ class ExpertFetch(Part):
         """
         return self.of(np.array(routing.experts))
 
-    def of(self, experts: np.ndarray) -> Fetched:
-        """The same for experts int [T, K]."""
+    def of(self, experts: np.ndarray, early: Sequence[Landing] = ()) -> Fetched:
+        """The same for experts int [T, K]; those in `early` are under way since `begin`."""
         groups = self.bank.waves(self.file.layer, np.unique(experts).tolist())
         fetched = Fetched(
             experts=experts,
             placed=Placement(layer=self.file.layer, slots={}, misses=()),
             later=groups[1:],
             fetch=self,
+            landings=list(early),
         )
         fetched.placed = self.bring(groups[0], fetched)
         return fetched
+
+    @property
+    def begins_early(self) -> bool:
+        """Whether `begin` may be of use: where reads go on beside the computing, past the page
+        cache, which nobody then wants to ask before, and into slots for all that a chunk needs."""
+        reads = self.overlap and self.reader.name == "direct"
+        return reads and self.bank.has_room(self.file.layer, self.file.num_experts)
+
+    def begin(self, experts: np.ndarray) -> list[Landing]:
+        """Start to read what some tokens of a chunk need, while the other tokens' experts are not
+        known. `of` the whole chunk comes next; the bank's lock is held from here to there."""
+        placement = self.bank.place_early(self.file.layer, np.unique(experts).tolist())
+        return [self._read(placement)] if placement.misses else []
 
     def preload(self) -> None:
         """Bring every expert of the layer, for a model that is to be wholly in memory."""
@@ -282,11 +297,13 @@ class ExpertFetch(Part):
         """Place experts in the bank, start to read those that were not there, and note it in
         `fetched`."""
         with self.bank.lock:
-            placement = self.bank.place(self.file.layer, experts)
+            begun = {e for landing in fetched.landings for e in landing.placement.misses}
+            placement = self.bank.place(self.file.layer, experts, begun.intersection(experts))
             fetched.hits += len(experts) - len(placement.misses)
             fetched.misses += len(placement.misses)
-            if placement.misses:
-                fetched.landings.append(self._read(placement))
+            missing = tuple(expert for expert in placement.misses if expert not in begun)
+            if missing:
+                fetched.landings.append(self._read(replace(placement, misses=missing)))
             return placement
 
     def _read(self, placement: Placement) -> Landing:

@@ -11,7 +11,7 @@ holds `lock` meanwhile.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -110,7 +110,7 @@ class ExpertBank:
         self._shelves = list(shelves.values())
         self._shelf_of = {layer.layer: shelves[layer.layout] for layer in layers}
         self.lock = threading.RLock()
-        self._landing: Callable[[], None] | None = None
+        self._landing: list[Callable[[], None]] = []
         self._busy: list[mx.array] = []
         self._busy_nbytes = 0
 
@@ -143,13 +143,42 @@ class ExpertBank:
         size = shelf.pool.slots
         return [sorted(wanted[i : i + size]) for i in range(0, len(wanted), size)]
 
-    def place(self, layer: int, experts: Sequence[int]) -> Placement:
+    def has_room(self, layer: int, experts: int) -> bool:
+        """Whether that many of a layer's experts are kept beside each other."""
+        return self.keeps and self._shelf_of[layer].pool.slots >= experts
+
+    def place_early(self, layer: int, experts: Iterable[int]) -> Placement:
+        """Give slots to some of the experts of a chunk, while the others are not known.
+
+        The whole chunk's `place` comes next and has the same outcome as without this: only slots
+        are given that are free, or those of another layer's experts, which would go anyway. So
+        `slots` may lack some; all that it has are to be read. Waits for no reads under way.
+        """
+        shelf = self._shelf_of[layer]
+        own = {key for key in shelf.slot_of if key[0] == layer}
+        slots: dict[int, int] = {}
+        self._finish()
+        for key in sorted({(layer, expert) for expert in experts}.difference(own)):
+            if not shelf.free and next(iter(shelf.policy)) in own:
+                break  # it may be one that the chunk needs
+            slots[key[1]] = shelf.slot_of[key] = shelf.take_slot(own)
+            shelf.policy.admit(key)
+            own.add(key)
+        return Placement(layer=layer, slots=slots, misses=tuple(slots))
+
+    def place(
+        self, layer: int, experts: Sequence[int], early: Collection[int] = frozenset()
+    ) -> Placement:
         """Find or give every expert a slot; the caller reads the misses before anybody computes
         with them.
 
         Waits for reads that were announced with `landing`, so nothing is found that has not come,
         and for products that were announced with `in_use`, so no slot is overwritten under a
         reader.
+
+        Args:
+            early: those that `place_early` gave slots since, under the same lock: they are misses
+                too, and as their reads may be under way, no reads are waited for.
 
         Raises:
             ValueError: more experts than the pool has slots.
@@ -160,19 +189,23 @@ class ExpertBank:
                 f"layer {layer}: {len(experts)} experts at once, "
                 f"the bank has {shelf.pool.slots} slots; use waves()"
             )
-        self.settle()
+        if not early:
+            self.settle()
         if not self.keeps:
             self.forget(list(shelf.slot_of))
         keys = [(layer, expert) for expert in experts]
-        misses = sorted(key for key in keys if key not in shelf.slot_of)
+        misses = sorted(key for key in keys if key not in shelf.slot_of or key[1] in early)
         if misses:
             self._finish()
+        missed, pinned = set(misses), set(keys)
         for key in keys:
-            if key in shelf.slot_of:
+            if key not in missed:
                 shelf.policy.touch(key)
-        pinned = set(keys)
         for key in misses:
-            shelf.slot_of[key] = shelf.take_slot(pinned)
+            if key[1] in early:
+                shelf.policy.discard(key)  # its turn among the misses is now
+            else:
+                shelf.slot_of[key] = shelf.take_slot(pinned)
             shelf.policy.admit(key)
         self.counts.hits += len(keys) - len(misses)
         self.counts.misses += len(misses)
@@ -218,15 +251,14 @@ class ExpertBank:
         """Announce reads under way into slots that were just placed.
 
         `finish` waits for them and forgets what did not come; it is called before anything else is
-        placed, and must not raise for a failed read.
+        placed, but for the same chunk, and must not raise for a failed read.
         """
-        self._landing = finish
+        self._landing.append(finish)
 
     def settle(self) -> None:
         """Wait for the reads that were announced with `landing`."""
-        if self._landing is not None:
-            landing, self._landing = self._landing, None
-            landing()
+        while self._landing:
+            self._landing.pop(0)()
 
     def in_use(self, product: mx.array) -> None:
         """Announce a lazy product that reads slots: it is finished before any slot is

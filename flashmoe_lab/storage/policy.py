@@ -36,7 +36,8 @@ class CachePolicy(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Hashable]: ...
+    def __iter__(self) -> Iterator[Hashable]:
+        """All keys, the next victim first where the policy has such an order."""
 
 
 class LRU(CachePolicy):

@@ -93,6 +93,34 @@ def test_lru_over_layers(make):
     assert sorted(bank.contents()) == [(0, 1), (0, 4), (0, 5), (1, 7)]
 
 
+@pytest.mark.parametrize("slots", [8, 9, 13])
+def test_placing_some_early_changes_nothing_but_slots(make, slots):
+    one, other = make(slots), make(slots)
+    rng, given = np.random.default_rng(slots), 0
+    for _ in range(300):
+        layer, experts = int(rng.integers(2)), sorted(rng.permutation(E)[: rng.integers(1, 9)])
+        experts = [int(expert) for expert in experts]
+        early: dict[int, int] = {}
+        for some in (experts[::3], experts[::2]):
+            placement = one.place_early(layer, some)
+            assert set(placement.misses) == set(placement.slots) <= set(some) - set(early)
+            early |= placement.slots
+        found, expected = one.place(layer, experts, early), other.place(layer, experts)
+        assert found.misses == expected.misses and found.slots.items() >= early.items()
+        assert list(one._shelves[0].policy) == list(other._shelves[0].policy)
+        given += len(early)
+    assert one.counts == other.counts and given > 20
+
+
+def test_an_early_slot_is_nobody_else_s(make):
+    """Whatever the policy would give up next."""
+    bank = make(8, policy=MRU)
+    bank.place(1, list(range(E)))
+    early = {**bank.place_early(0, [4, 5]).slots, **bank.place_early(0, [1, 6]).slots}
+    assert len(set(early.values())) == 4
+    assert sorted(bank.contents())[:4] == [(0, 1), (0, 4), (0, 5), (0, 6)]
+
+
 def test_slots_are_distinct_and_stay(make):
     bank, rng = make(5), np.random.default_rng(0)
     where = {}
