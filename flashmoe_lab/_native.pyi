@@ -105,6 +105,7 @@ class Block:
         logits: Any,
         experts: Any,
         weights: Any,
+        moments: Any = None,
         /,
     ) -> None: ...
 
@@ -118,6 +119,7 @@ def after(
     slots: Any,
     weights: Any,
     out: Any,
+    moments: Any = None,
     /,
 ) -> None: ...
 def rms_norm(x: Any, weight: Any, eps: float, out: Any, /) -> None: ...

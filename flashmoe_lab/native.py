@@ -299,9 +299,11 @@ def after(
     slots: np.ndarray,
     weights: np.ndarray,
     out: np.ndarray,
+    moments: np.ndarray | None = None,
 ) -> None:
-    """Write stream + experts(normed) + shared [T, hidden]; slots and weights [T, K]."""
-    _native.after(*stacks, normed, stream, shared, slots, weights, out)
+    """Write stream + experts(normed) + shared [T, hidden]; slots and weights [T, K]. `moments` are
+    a TokenMemory's."""
+    _native.after(*stacks, normed, stream, shared, slots, weights, out, moments)
 
 
 def call(stage: Any, x: mx.array, *rest: Any) -> mx.array:

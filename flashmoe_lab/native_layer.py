@@ -87,32 +87,25 @@ class NativeLayer:
 
     def token(self, memory: TokenMemory, state: LayerState) -> None:
         """One token, from `memory.x` to `memory.x`."""
-        layer, notes = self._layer, memory.notes
-        index, bank, row = layer.index, layer.fetch.bank, memory.rows[layer.index]
+        layer, row = self._layer, memory.rows[self._layer.index]
+        index, bank = layer.index, layer.fetch.bank
         self._refresh()
         self._block.before(
             *(memory.x, 1, memory.num_experts_per_tok, getattr(state, "length", 0)),
             *(*state.owned(1), memory.stream, memory.normed, memory.shared, *row),
         )
         state.moved(1)
-        if notes is not None:
-            now = perf_counter_ns()
-            notes += (index, now, now)
         experts = row[1].tolist()[0]
         with bank.lock:  # from the look-up to the end of what reads the slots
             slots = bank.find(index, experts)
             if slots is None:
                 slots = self._read(memory, experts)
             if slots is not None:
-                if notes is not None:
-                    notes.append(perf_counter_ns())
                 memory.slots[0] = slots
                 native.after(
                     *(self._stacks, memory.normed, memory.stream, memory.shared),
-                    *(memory.slots, row[2], memory.x),
+                    *(memory.slots, row[2], memory.x, row[3]),
                 )
-        if notes is not None:
-            notes.append(perf_counter_ns())
 
     def _begun(self, before: Callable[[slice], None], chosen: np.ndarray) -> Fetched:
         """What a chunk fetches; `before` computes a part of it up to `chosen`."""
@@ -128,22 +121,20 @@ class NativeLayer:
     def _read(self, memory: TokenMemory, experts: Sequence[int]) -> list[int] | None:
         """Bring what the bank does not hold, and give all slots; None if the experts were computed
         with as they came."""
-        layer, notes, cached = self._layer, memory.notes, None
-        if notes is not None:
-            cached = memory.ask(layer.index, experts)
-            if type(cached) is dict:  # that took a while
-                notes[-1] = perf_counter_ns()
+        layer, (_, _, weights, moments) = self._layer, memory.rows[self._layer.index]
+        cached = memory.ask(layer.index, experts)
+        if type(cached) is dict:  # that took a while
+            moments[1] = perf_counter_ns()
         fetched = layer.fetch.of(np.array([experts]))
-        if notes is not None:
+        if memory.reads is not None:
             memory.reads.append((layer.index, fetched, cached))
         if fetched.has_ended:
             slots = fetched.first.slots
             return [slots[expert] for expert in experts]
-        if notes is not None:
-            notes.append(perf_counter_ns())
-        row = memory.rows[layer.index]
-        routed = layer.experts.native(memory.normed, row[2], fetched)
+        moments[2] = perf_counter_ns()
+        routed = layer.experts.native(memory.normed, weights, fetched)
         np.add(np.add(memory.stream, routed, out=memory.x), memory.shared, out=memory.x)
+        moments[3] = perf_counter_ns()
         return None
 
     def steps(

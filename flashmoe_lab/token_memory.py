@@ -5,9 +5,38 @@ memory and makes no objects. It knows no layer; who records a run takes copies o
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+MOMENTS = 4
+
+
+class TokenParts(NamedTuple):
+    """What layers leave of a token, or of many, without a copy of the memory that it lies in.
+
+    Attributes:
+        moments: int64 [..., L, 4], in ns: when the experts were known, when it had been asked where
+            they are, when they were there (0: they never were), and when all was done. A layer that
+            did not run here has an earlier token's.
+        logits, experts, weights: [..., L, E], int32 [..., L, K] and [..., L, K], of the router.
+    """
+
+    moments: np.ndarray
+    logits: np.ndarray
+    experts: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, memory: np.ndarray, layers: int, num_experts_per_tok: int) -> "TokenParts":
+        """Of uint8 [..., nbytes]."""
+        chosen = 4 * layers * num_experts_per_tok
+        end = memory.shape[-1]
+        ends = 8 * MOMENTS * layers, end - 2 * chosen, end - chosen
+        kinds = np.int64, np.float32, np.int32, np.float32
+        shape = (*memory.shape[:-1], layers, -1)
+        parts = zip(np.split(memory, ends, axis=-1), kinds, strict=True)
+        return cls(*(part.view(kind).reshape(shape) for part, kind in parts))
 
 
 class TokenMemory:
@@ -18,12 +47,10 @@ class TokenMemory:
         x: float32 [1, hidden], what goes into a layer, and what comes out of it.
         stream, normed, shared: the same of what lies between its two calls.
         slots: int64 [1, K].
-        routing: what all routers said, in one piece of memory; see `routing_parts`.
-        rows: of it, a layer's logits [1, E], experts [1, K] and weights [1, K].
-        notes: None, or where a layer adds its number, when its experts were known, when it had been
-            asked where they are, when they were there, and when all was done, in ns.
-        reads: with `notes`, where a layer of which the bank did not hold all adds its number, what
-            it fetched, and what `ask` said.
+        left: uint8, what layers leave, in one piece of memory; `parts` are its parts.
+        rows: of it, a layer's logits [1, E], experts [1, K], weights [1, K] and moments [4].
+        reads: where a layer of which the bank did not hold all adds its number, what it fetched,
+            and what `ask` said; None if nobody wants it.
         ask: called before reading with a layer's number and experts.
     """
 
@@ -33,29 +60,17 @@ class TokenMemory:
         self.num_experts_per_tok = k = num_experts_per_tok
         self.x, self.stream, self.normed, self.shared = np.empty((4, 1, hidden), np.float32)
         self.slots = np.empty((1, k), np.int64)
-        self.routing = np.empty(layers * (num_experts + 2 * k), np.float32)
-        parts = routing_parts(self.routing, layers, k)
-        self.rows = list(zip(*(part[:, None] for part in parts), strict=True))
+        self.left = np.zeros(layers * (8 * MOMENTS + 4 * (num_experts + 2 * k)), np.uint8)
+        self.parts = TokenParts.of(self.left, layers, k)
+        moments, *routing = self.parts
+        self.rows = list(zip(*(part[:, None] for part in routing), moments, strict=True))
         self.forget()
 
     def forget(self) -> None:
-        """Take no more notes, and hold on to nobody who had asked for them."""
-        self.notes: list[int] | None = None
-        self.reads: list[tuple[int, Any, Any]] = []
+        """Hold on to nobody who had asked for what is read."""
+        self.reads: list[tuple[int, Any, Any]] | None = None
         self.ask: Callable[[int, Sequence[int]], Any] = _ask_nobody
 
 
 def _ask_nobody(layer: int, experts: Sequence[int]) -> None:
-    """Where nobody takes notes."""
-
-
-def routing_parts(
-    routing: np.ndarray, layers: int, num_experts_per_tok: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits [..., L, E], experts int32 [..., L, K] and weights [..., L, K] of `routing` [...,
-    size], without a copy."""
-    k = num_experts_per_tok
-    ends = routing.shape[-1] - 2 * layers * k, routing.shape[-1] - layers * k
-    shape = (*routing.shape[:-1], layers, -1)
-    logits, experts, weights = (part.reshape(shape) for part in np.split(routing, ends, axis=-1))
-    return logits, experts.view(np.int32), weights
+    """Where nobody wants to know."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
-from flashmoe_lab.token_memory import routing_parts
+from flashmoe_lab.token_memory import TokenParts
 from flashmoe_lab.trace.schema import PHASES
-from flashmoe_lab.trace_notes import LAYER_NUMBERS, Cached, Chosen, Notes
+from flashmoe_lab.trace_notes import Cached, Chosen, Notes
 
 
 class LayerNotes(NamedTuple):
@@ -71,11 +71,12 @@ class Batch:
         """All passes that are over, of which there must be some."""
         opened, start_ns, end_ns = zip(*notes.passes, strict=True)
         phase, position, tokens, logprob, entropy, before = zip(*opened, strict=True)
-        row_of, mark_of, layer_of, *others = map(_numbers, zip(*before, notes.over, strict=True))
-        position, last_ns = np.array(position), np.array(end_ns)
+        row_of, mark_of, *others = map(_numbers, zip(*before, notes.over, strict=True))
+        position, start_ns, end_ns = map(np.array, (position, start_ns, end_ns))
+        last_ns = end_ns.copy()
         marks = np.array(notes.marks[: len(mark_of)]).reshape(-1, 2)
         mark_of = mark_of[::2]
-        layers = _layers(notes, row_of, layer_of, position)
+        layers = _layers(notes, row_of, position, start_ns)
         if not last_ns[-1]:  # an error or a stop in its midst
             moments = [marks[mark_of == len(last_ns) - 1, 1]]
             if layers is not None:
@@ -86,8 +87,8 @@ class Batch:
             phase=np.array([PHASES.index(name) for name in phase]),
             position=position,
             tokens=np.array([len(ids) for ids in tokens]),
-            start_ns=np.array(start_ns),
-            end_ns=np.array(end_ns),
+            start_ns=start_ns,
+            end_ns=end_ns,
             last_ns=last_ns,
             surprise=np.array([logprob, entropy], np.float32).T,
             ids=list(chain(*tokens)),
@@ -112,13 +113,12 @@ def _numbers(counts: Sequence[int]) -> np.ndarray:
 
 
 def _layers(
-    notes: Notes, row_of: np.ndarray, layer_of: np.ndarray, position: np.ndarray
+    notes: Notes, row_of: np.ndarray, position: np.ndarray, start_ns: np.ndarray
 ) -> LayerNotes | None:
-    if not len(layer_of):
+    if not len(row_of):
         return None
-    whole = notes.layers[: len(layer_of)] + [0] * (-len(layer_of) % LAYER_NUMBERS)
-    layer, *moments = np.array(whole).reshape(-1, LAYER_NUMBERS).T
-    number = layer_of[::LAYER_NUMBERS]
-    row = np.searchsorted(row_of, number)
-    parts = (part[row, layer] for part in routing_parts(notes.routing, *notes.sizes))
-    return LayerNotes(number, position[number], layer, *moments, *parts)
+    parts = TokenParts.of(notes.left[: len(row_of)], *notes.sizes)
+    row, layer = np.nonzero(parts.moments[..., 0] > start_ns[row_of, None])  # others are older
+    number = row_of[row]
+    moments, *routing = (part[row, layer] for part in parts)
+    return LayerNotes(number, position[number], layer, *moments.T, *routing)

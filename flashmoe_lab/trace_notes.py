@@ -34,7 +34,6 @@ def code(layer: int, stage: str, lane: str) -> int:
 RECORD, SETUP, SAMPLE = (code(-1, stage, "host") for stage in ("record", "setup", "sample"))
 
 _HELD_NBYTES = 4 << 20  # of what rows are still to be made of: more would hold up one token long
-LAYER_NUMBERS = 5  # that a layer notes in a TokenMemory
 _OBJECTS_NBYTES = 5000  # of a layer's routing or fetch, with their arrays
 _TOKEN_NBYTES = 2000  # of a routing, by token
 
@@ -71,7 +70,6 @@ class Counts(NamedTuple):
 
     rows: int
     marks: int
-    layers: int
     routings: int
     chosen: int
     reads: int
@@ -106,8 +104,8 @@ class Notes:
         start_ns: of that; 0 if it was only opened.
         marks: code and end in ns of one span after another; each begins where one ends.
         routings, chosen: what listeners were told.
-        layers, reads: what tokens left in their memory, one after another.
-        routing: the same, float32 with a row a token, of which `rows` are filled.
+        reads: what tokens read.
+        left: what they left in their memory, a row a token, of which `rows` are filled.
         sizes: of that memory: number of layers, and K.
         routed_ns, cached: of the layer under way, as in `Chosen`.
         plain: whether the pass is of one token whose routing is the router's own.
@@ -120,9 +118,8 @@ class Notes:
         self.marks: list[int] = []
         self.routings: list[tuple[int, Routing]] = []
         self.chosen: list[Chosen] = []
-        self.layers: list[int] = []
         self.reads: list[tuple[int, Fetched, Cached]] = []
-        self.routing = np.empty((0, 0), np.float32)
+        self.left = np.empty((0, 0), np.uint8)
         self.rows = 0
         self.sizes = (0, 0)
         self.routed_ns = 0
@@ -135,13 +132,14 @@ class Notes:
     def are_many(self) -> bool:
         """Whether rows should be made of them, by what they hold, about."""
         objects = len(self.routings) + len(self.reads)
-        plain = self.routing[: self.rows].nbytes + 40 * len(self.layers)
-        return plain + _OBJECTS_NBYTES * objects + self._chunks > _HELD_NBYTES
+        return (
+            self.left[: self.rows].nbytes + _OBJECTS_NBYTES * objects + self._chunks > _HELD_NBYTES
+        )
 
     @property
     def counts(self) -> Counts:
         """How much there is now."""
-        lists = self.marks, self.layers, self.routings, self.chosen, self.reads
+        lists = self.marks, self.routings, self.chosen, self.reads
         return Counts(self.rows, *map(len, lists))
 
     @property
@@ -152,12 +150,12 @@ class Notes:
     def clear(self) -> None:
         """Forget all passes that are over."""
         over, self.rows, self._chunks = self.over, 0, 0
-        lists = self.marks, self.layers, self.routings, self.chosen, self.reads
+        lists = self.marks, self.routings, self.chosen, self.reads
         for part, count in zip(lists, over[1:], strict=True):
             del part[:count]
         self.passes.clear()
         if self.under_way is not None:
-            self.under_way = self.under_way._replace(before=Counts(0, 0, 0, 0, 0, 0))
+            self.under_way = self.under_way._replace(before=Counts(0, 0, 0, 0, 0))
 
     def open(
         self,
@@ -186,25 +184,25 @@ class Notes:
             self.close(0)
 
     def take(self, memory: TokenMemory, ask: Callable[[int, Sequence[int]], Cached]) -> None:
-        """Have a token note here what it does."""
+        """A token begins; have it note here what it reads."""
         self._memory = memory
-        memory.notes, memory.reads, memory.ask = self.layers, self.reads, ask
+        memory.reads, memory.ask = self.reads, ask
 
     def leave(self) -> None:
         """The token is through, or will never be."""
         memory, self._memory = self._memory, None
         if memory is not None:
-            self.routing[self.rows] = memory.routing
+            self.left[self.rows] = memory.left
             self.rows += 1
 
     def fits(self, memory: TokenMemory) -> bool:
         """Whether there is room for what a token leaves: all rows are of one K."""
-        return self.rows < len(self.routing) and self.sizes[1] == memory.num_experts_per_tok
+        return self.rows < len(self.left) and self.sizes[1] == memory.num_experts_per_tok
 
     def make_room(self, memory: TokenMemory) -> None:
         """For tokens with such memory; there are no rows."""
-        rows = 2 + _HELD_NBYTES // memory.routing.nbytes
-        self.routing = np.empty((rows, memory.routing.size), np.float32)
+        rows = 2 + _HELD_NBYTES // memory.left.nbytes
+        self.left = np.empty((rows, memory.left.nbytes), np.uint8)
         self.sizes = len(memory.rows), memory.num_experts_per_tok
 
     def mark(self, code: int) -> Listener:

@@ -14,8 +14,7 @@ import numpy as np
 
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.state import SequenceState
-from flashmoe_lab.token_memory import TokenMemory, routing_parts
-from flashmoe_lab.trace_notes import LAYER_NUMBERS
+from flashmoe_lab.token_memory import TokenMemory
 from flashmoe_lab.watch import Watch
 
 
@@ -46,7 +45,7 @@ class Live(Watch):
         self._under_way: LivePass | None = None
         self._over: deque[LivePass] = deque()
         self._memory: TokenMemory | None = None
-        self._begin = 0, 0  # of what the token's memory is to take note of
+        self._begin = 0  # of what the token's memory is to take note of
         self.listeners = {}
         for layer in range(layers):
             self.listeners[f"layers.{layer}.fetch"] = self._fetched(layer)
@@ -81,25 +80,20 @@ class Live(Watch):
 
     def token_begins(self, memory: TokenMemory) -> None:
         """See Watch; a record's notes do for both."""
-        if memory.notes is None:
-            memory.notes, memory.reads, memory.ask = [], [], lambda layer, experts: None
-        self._memory, self._begin = memory, (len(memory.notes), len(memory.reads))
+        if memory.reads is None:
+            memory.reads = []
+        self._memory, self._begin = memory, len(memory.reads)
 
     def token_ends(self) -> None:
         """See Watch."""
         memory, self._memory = self._memory, None
         if memory is not None and (done := self._under_way) is not None:
-            notes, reads = self._begin
-            noted = (memory.notes or [])[notes:]
-            done.layer_end_ns |= dict(
-                zip(noted[::LAYER_NUMBERS], noted[LAYER_NUMBERS - 1 :: LAYER_NUMBERS], strict=True)
-            )
-            done.fetched += [fetched for _, fetched, _ in memory.reads[reads:]]
+            done.fetched += [fetched for _, fetched, _ in (memory.reads or [])[self._begin :]]
             told = [layer for layers, _ in done.experts for layer in layers]
             unseen = np.delete(np.arange(self._layers), told)
-            k = memory.num_experts_per_tok
-            experts = routing_parts(memory.routing, self._layers, k)[1]
-            done.experts.append((unseen, experts[unseen]))
+            ended = memory.parts.moments[unseen, -1].tolist()
+            done.layer_end_ns |= dict(zip(unseen.tolist(), ended, strict=True))
+            done.experts.append((unseen, memory.parts.experts[unseen]))
 
     def pass_ends(self) -> None:
         """See Watch."""

@@ -1,6 +1,8 @@
 // flashmoe_lab._native: a whole layer.
 #include <nanobind/nanobind.h>
 
+#include <chrono>
+#include <optional>
 #include <type_traits>
 
 #include "block.h"
@@ -8,6 +10,7 @@
 #include "call.h"
 
 namespace nb = nanobind;
+using nb::literals::operator""_a;
 
 namespace flashmoe {
 namespace {
@@ -50,9 +53,39 @@ T* numbers(const Buffer& buffer, int64_t size, const char* name) {
   return buffer.at<T>();
 }
 
+// int64 [4] where calls say when it was known which experts are wanted, when it had been asked where
+// they are, when they were there and when all was done, in ns of `time.perf_counter_ns`; or None.
+class Moments {
+ public:
+  explicit Moments(nb::handle array) {
+    if (array.is_none()) return;
+    buffer_.emplace(array.ptr(), true);
+    at_ = numbers<int64_t>(*buffer_, 4, "moments");
+  }
+  void routed() {
+    const int64_t ns = now();
+    set(0, ns), set(1, ns), set(2, 0), set(3, 0);
+  }
+  void fetched() { set(2, now()); }
+  void done() { set(3, now()); }
+
+ private:
+  static int64_t now() {
+    const auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
+  }
+  void set(int moment, int64_t ns) {
+    if (at_) at_[moment] = ns;
+  }
+
+  std::optional<Buffer> buffer_;
+  int64_t* at_ = nullptr;
+};
+
 void before(const BoundBlock& block, nb::handle x, int64_t tokens, int64_t k, int64_t position,
             nb::handle first, nb::handle second, nb::handle stream, nb::handle normed,
-            nb::handle shared, nb::handle logits, nb::handle experts, nb::handle weights) {
+            nb::handle shared, nb::handle logits, nb::handle experts, nb::handle weights,
+            nb::handle moments) {
   const Block& b = block.parts;
   const int64_t size = tokens * b.hidden();
   if (k < 1 || k > b.router.rows) throw std::invalid_argument("k is out of range");
@@ -78,13 +111,17 @@ void before(const BoundBlock& block, nb::handle x, int64_t tokens, int64_t k, in
                    numbers(w, tokens * k, "weights"),
                    numbers<int32_t>(e, tokens * k, "experts")};
   const float* from = numbers(in, size, "x");
-  const Call call;
-  run_before(b, from, tokens, k, memory, out);
+  Moments when(moments);
+  {
+    const Call call;
+    run_before(b, from, tokens, k, memory, out);
+  }
+  when.routed();
 }
 
 void after(const BoundMatrix& gate, const BoundMatrix& up, const BoundMatrix& down,
            nb::handle normed, nb::handle stream, nb::handle shared, nb::handle slots,
-           nb::handle weights, nb::handle out) {
+           nb::handle weights, nb::handle out, nb::handle moments) {
   Buffer n(normed.ptr()), s(stream.ptr()), sh(shared.ptr()), at(slots.ptr()), w(weights.ptr()),
       o(out.ptr(), true);
   if (at.ndim() != 2) throw std::invalid_argument("slots must be [tokens, k]");
@@ -95,8 +132,13 @@ void after(const BoundMatrix& gate, const BoundMatrix& up, const BoundMatrix& do
   const float *from = numbers(n, size, "normed"), *x = numbers(s, size, "stream"),
               *y = numbers(sh, size, "shared"), *weight = numbers(w, tokens * k, "weights");
   float* to = numbers(o, size, "out");
-  const Call call;
-  run_after(stacks, from, x, y, tokens, k, place, weight, to);
+  Moments when(moments);
+  when.fetched();
+  {
+    const Call call;
+    run_after(stacks, from, x, y, tokens, k, place, weight, to);
+  }
+  when.done();
 }
 
 }  // namespace
@@ -105,8 +147,11 @@ void bind_block(nb::module_& module) {
   nb::class_<BoundBlock>(module, "Block")
       .def(nb::init<nb::handle, float, nb::object, nb::handle, float, const BoundMatrix&, bool,
                     const BoundSharedExpert&>())
-      .def("before", &before);
-  module.def("after", &after);
+      .def("before", &before, "x"_a, "tokens"_a, "k"_a, "position"_a, "first"_a, "second"_a,
+           "stream"_a, "normed"_a, "shared"_a, "logits"_a, "experts"_a, "weights"_a,
+           "moments"_a.none() = nb::none());
+  module.def("after", &after, "gate"_a, "up"_a, "down"_a, "normed"_a, "stream"_a, "shared"_a,
+             "slots"_a, "weights"_a, "out"_a, "moments"_a.none() = nb::none());
 }
 
 }  // namespace flashmoe
