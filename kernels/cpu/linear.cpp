@@ -52,7 +52,7 @@ void prepare_rows(const Matrix& m, const float* x, int64_t tokens, void* memory,
 
 int64_t share_of_rows(const Matrix& m, int64_t tokens) {
   const int64_t share = kShare / (m.cols * std::min<int64_t>(tokens, 16)) + 1;
-  return std::max<int64_t>((share + 7) / 8 * 8, tokens > 1 ? 32 : 8);
+  return std::max<int64_t>((share + 15) / 16 * 16, tokens > 1 ? 32 : 16);
 }
 
 void product_rows(const Matrix& m, const Row* x, int64_t tokens, int64_t first, int64_t last,

@@ -77,6 +77,25 @@ struct Unit {
                              dot(codes.of[f], load_bytes(values + 64 * f), total));
   }
 
+  // The same for two rows, with activations loaded once.
+  static void dots(const Parts& a, const Parts& b, const uint8_t* values, I* out) {
+    I high[2] = {no_ints(), no_ints()}, low[2] = {no_ints(), no_ints()};
+    both_rows(a, b, values, high, low);
+    for (int i = 0; i < 2; ++i) out[i] = both_digits(high[i], low[i]);
+  }
+  template <int f = 0>
+  static void both_rows(const Parts& a, const Parts& b, const uint8_t* values, I* high, I* low) {
+    if constexpr (f < fields) {
+      const Bytes first = held(load_bytes(values + 64 * f));
+      const Bytes second = held(load_bytes(values + 64 * (fields + f)));
+      high[0] = dot_bytes(a.of[f], first, high[0]);
+      high[1] = dot_bytes(b.of[f], first, high[1]);
+      low[0] = dot_bytes(a.of[f], second, low[0]);
+      low[1] = dot_bytes(b.of[f], second, low[1]);
+      both_rows<f + 1>(a, b, values, high, low);
+    }
+  }
+
   // The same for rows of unpacked codes, `stride` bytes apart, with activations loaded once.
   static void dots(const uint8_t* codes, int64_t stride, const uint8_t* values, I* out) {
     I high[kIntegerRows];
@@ -117,10 +136,49 @@ struct Integer {
   }
 
   static void one(const Matrix& m, const Row& x, int64_t first, int64_t last, float* y) {
-    if (m.kind == Kind::bf16 && m.group == span && m.groups() % 16 == 0)
-      one_by_one<true>(m, x, first, last, y);
-    else
-      one_by_one<false>(m, x, first, last, y);
+    const bool usual = m.kind == Kind::bf16 && m.group == span && m.groups() % 16 == 0;
+    if constexpr (has_digits && bits != 8) {  // bytes are read faster as one stream than as two
+      if (usual)
+        for (; last - first >= 16; first += 16, y += 16) sixteen(m, x, first, y);
+    }
+    (usual ? one_by_one<true> : one_by_one<false>)(m, x, first, last, y);
+  }
+
+  static void sixteen(const Matrix& m, const Row& x, int64_t r, float* y) {
+    F totals[16];
+    for (int64_t i = 0; i < 16; i += 2) pair(m, x, r + i, totals + i);
+    store(y, sums(totals));
+  }
+
+  // Sixteen lanes of each of two rows' products with x, for which activations are loaded once. The
+  // codes of later rows are asked for on the way, a little at each step.
+  static void pair(const Matrix& m, const Row& x, int64_t r, F* out) {
+    const int64_t row_codes = m.row_nbytes(), row_scales = 2 * m.groups(), all_units = units(m);
+    const int64_t ahead = rows_ahead(m);
+    const uint8_t* codes = m.weight + r * row_codes;
+    const uint8_t *scales = m.scales + r * row_scales, *biases = m.biases + r * row_scales;
+    const auto* values = static_cast<const uint8_t*>(x.values);
+    ask_for(scales + ahead * row_scales, 2 * row_scales);
+    ask_for(biases + ahead * row_scales, 2 * row_scales);
+    F total[2] = {zero(), zero()}, bias[2] = {zero(), zero()};
+    for (int64_t u = 0, s = 0; u < all_units; u += U::count, s += 16) {
+      for (int i = 0; i < 2; ++i)
+        ask_for(codes + (ahead + i) * row_codes, U::count * U::nbytes);
+      const F scale = load(x.scales + s), sum = load(x.sums + s);
+      const auto scales_of = [&](int i) {
+        return Scales(mul(load_bf16(scales + i * row_scales + 2 * s), scale));
+      };
+      const Scales some[2] = {scales_of(0), scales_of(1)};
+      for (int i = 0; i < 2; ++i)
+        bias[i] = fma(load_bf16(biases + i * row_scales + 2 * s), sum, bias[i]);
+      for (int j = 0; j < U::count; ++j, codes += U::nbytes, values += U::value_nbytes) {
+        I part[2];
+        U::dots(U::parts(codes), U::parts(codes + row_codes), values, part);
+        for (int i = 0; i < 2; ++i)
+          total[i] = fma(floats(part[i]), some[i].template of<U::spans>(j), total[i]);
+      }
+    }
+    for (int i = 0; i < 2; ++i) out[i] = add(total[i], bias[i]);
   }
 
   // With `usual`, scales and biases are sixteen bf16 numbers after another, one a span.
