@@ -2,8 +2,9 @@
 time by layer.
 
 It is drawn again and again while tokens are made, and every moment in which it holds Python's lock
-is lost to the run. So axes and words are drawn by Matplotlib once, and again only when a scale
-changes; a frame sets pixels. The figures that stay are made from the trace, by `plots`.
+or a processor is lost to the run. So Matplotlib draws axes and words once, before any run; when a
+scale changes, the four numbers at its axes alone; and a frame sets pixels. The figures that stay
+are made from the trace, by `plots`.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from flashmoe_lab.plots.style import BLUE, HEAT, INK, ORANGE, grid, layer_ticks, styled
+from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.widgets.live import LivePass
 from flashmoe_lab.widgets.palette_png import palette_png
@@ -27,7 +30,7 @@ _HEAT_0, _HEATS, _ORANGE, _BLUE = 128, 126, 254, 255
 
 
 class LiveFigure:
-    """The panels of one run.
+    """The panels of one run after another.
 
     Attributes:
         counts: how often each expert was chosen, [L, E].
@@ -39,15 +42,23 @@ class LiveFigure:
 
     def __init__(self, layers: int, experts: int, threads: int) -> None:
         self._layers, self._experts, self._threads = layers, experts, threads
-        self.counts = np.zeros((layers, experts))
-        self._tokens = 0
-        self._layer_ms = np.zeros((0, layers))
-        self._last: LivePass | None = None
-        self._background: np.ndarray | None = None
         self._palette = _palette()
-        self._said = [""] * 3
+        self._limits: dict[Axes, float] = {}
+        self._marks: dict[Axes, tuple[Text, Text]] = {}
         with styled():
             self._build()
+        self._canvas.draw()  # all but the marks
+        self._empty = self._canvas.copy_from_bbox(self._canvas.figure.bbox)
+        self._background = np.zeros((HEIGHT, WIDTH), np.uint8)
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin another run."""
+        self.counts = np.zeros((self._layers, self._experts))
+        self._tokens = 0
+        self._layer_ms = np.zeros((0, self._layers))
+        self._reads_of: tuple[int, int, np.ndarray] = (0, 0, _NO_READS)
+        self._said = [""] * 3
 
     def _build(self) -> None:
         figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
@@ -64,10 +75,12 @@ class LiveFigure:
         self._reads.set_ylim(len(names) - 0.4, -0.6)
         self._reads.set_ylabel("thread")
         self._reads.set_xlabel("ms", labelpad=1)
+        self._reads.set_xticks(_TICKS, _NAMES)
         self._time.set_xlim(-0.6, self._layers - 0.4)
         layer_ticks(self._time.xaxis, self._layers)
         self._time.set_xlabel("layer", labelpad=1)
-        self._time.set_ylabel("ms")
+        self._time.set_ylabel("ms", labelpad=16)
+        self._time.set_yticks(_TICKS, _NAMES)
         for ax, words in (
             (self._heat, "experts chosen by layer; dark: by no token, bright: by most"),
             (self._reads, "reads of the last token"),
@@ -76,29 +89,29 @@ class LiveFigure:
             ax.set_title(words, loc="left", size=9, color=INK)
         grid(self._reads, "x")
         grid(self._time)
-        self._limits = {self._reads: 0.0, self._time: 0.0}
+        self._marks[self._reads] = _mark(self._reads, 0.5, 0), _mark(self._reads, 1, 0)
+        self._marks[self._time] = _mark(self._time, 0, 0.5), _mark(self._time, 0, 1)
 
-    def add(self, passes: Sequence[LivePass]) -> None:
-        """Take in passes that are over."""
+    def add(
+        self, passes: Sequence[LivePass], last: tuple[LivePass, list[Fetched]] | None = None
+    ) -> None:
+        """Take in passes that are over, and what the last token fetched."""
         asked = [
             (layers[:, None] * self._experts + experts.reshape(len(layers), -1)).ravel()
             for one in passes
-            for layers, experts in one.experts
+            for layers, experts in one.chosen()
             if len(layers)
         ]
         if asked:
             flat = np.bincount(np.concatenate(asked), minlength=self.counts.size)
             self.counts += flat.reshape(self.counts.shape)
         self._tokens += sum(one.tokens for one in passes)
-        singles = [one for one in passes if one.tokens == 1]
-        times = [
-            np.diff([one.start_ns, *sorted(one.layer_end_ns.values())]) / 1e6
-            for one in singles[-_RECENT:]
-            if len(one.layer_end_ns) == self._layers
-        ]
-        if times:
+        singles = [one for one in passes if one.tokens == 1][-_RECENT:]
+        taken = [one.layers_ns(self._layers) for one in singles]
+        if times := [layers_ns / 1e6 for layers_ns in taken if layers_ns is not None]:
             self._layer_ms = np.concatenate([self._layer_ms, times])[-_RECENT:]
-        self._last = (singles or [self._last])[-1]
+        if last is not None:
+            self._reads_of = last[0].start_ns, *_reads(*last)
 
     @property
     def words(self) -> str:
@@ -108,14 +121,8 @@ class LiveFigure:
     def png(self) -> bytes:
         """The frame as it is now."""
         ms = np.median(self._layer_ms, 0) if len(self._layer_ms) else np.zeros(self._layers)
-        self._fit(self._reads, "x", float(ms.sum()))
-        self._fit(self._time, "y", float(ms.max()))
-        if (background := self._background) is None:
-            self._canvas.draw()
-            picture = np.asarray(self._canvas.buffer_rgba())[..., :3]
-            background = (picture.mean(-1) / 2).astype(np.uint8)  # it is all grey
-            self._background = background
-        pixels = background.copy()
+        self._fit({self._reads: float(ms.sum()), self._time: float(ms.max())})
+        pixels = self._background.copy()
         self._draw_heat(pixels)
         self._draw_reads(pixels)
         self._draw_time(pixels, ms)
@@ -129,22 +136,13 @@ class LiveFigure:
         rows = np.arange(bottom - top) * self._layers // (bottom - top)
         columns = np.arange(right - left) * self._experts // (right - left)
         heat = (_HEAT_0 + share / max(most, 1e-9) * (_HEATS - 1)).astype(np.uint8)
-        pixels[top:bottom, left:right] = heat[rows[:, None], columns]
+        pixels[top:bottom, left:right] = heat[:, columns][rows]
 
     def _draw_reads(self, pixels: np.ndarray) -> None:
-        one = self._last
-        tables = [
-            part.records.table
-            for found in (one.fetched if one else ())
-            for part in found.landings
-            if part.records is not None
-        ]
-        rows = np.concatenate([table[_FIELDS] for table in tables]) if tables else _NO_READS
-        asked = sum(experts.size for _, experts in one.experts) if one else 0
-        held = asked - len(np.unique(rows[["layer", "expert"]]))
+        begin, held, rows = self._reads_of
         nbytes = format_nbytes(int(rows["nbytes"].sum()))
         self._said[1] = f"Last token: {held} found in the bank, {len(rows)} reads of {nbytes}."
-        begin, whole = (one.start_ns if one else 0), self._limits[self._reads] * 1e6
+        whole = self._limits[self._reads] * 1e6
         left, right, top, bottom = _box(self._reads)
         x = [(rows[name] - begin) / whole * (right - left) + left for name in _ENDS]
         height = (bottom - top) / (self._threads + 1.2)
@@ -166,18 +164,53 @@ class LiveFigure:
             stop = max(int(start + 0.8 * width), int(start) + 1)
             pixels[int(bottom - height) : bottom, int(start) : stop] = _BLUE
 
-    def _fit(self, ax: Axes, axis: str, usual: float) -> None:
-        """Let an axis reach well beyond what is usual, in steps, so that it seldom changes."""
-        reach = self._limits[ax]
-        if not reach or usual * 1.1 > reach or usual < reach / 6:
-            self._limits[ax] = reach = _round_up(usual)
-            (ax.set_xlim if axis == "x" else ax.set_ylim)(0, reach)
-            self._background = None
+    def _fit(self, usual: dict[Axes, float]) -> None:
+        """Let axes reach well beyond what is usual, in steps, so that they seldom change."""
+        changed = False
+        for ax, value in usual.items():
+            reach = self._limits.get(ax, 0.0)
+            if not reach or value * 1.1 > reach or value < reach / 6:
+                self._limits[ax] = reach = _round_up(value)
+                for mark, share in zip(self._marks[ax], (0.5, 1), strict=True):
+                    mark.set_text(f"{share * reach:g}")
+                changed = True
+        if changed:
+            self._canvas.restore_region(self._empty)
+            for mark in (mark for marks in self._marks.values() for mark in marks):
+                mark.draw(self._canvas.get_renderer())
+            # All of it is grey.
+            self._background = np.asarray(self._canvas.buffer_rgba())[..., 0] >> 1
 
 
+_TICKS, _NAMES = (0, 0.25, 0.5, 0.75, 1), ("0", "", "", "", "")  # the others are marks
 _ENDS = ("start_ns", "end_ns")
 _FIELDS = ["layer", "expert", "thread", *_ENDS, "nbytes"]
 _NO_READS = np.zeros(0, [(name, np.int64) for name in _FIELDS])
+
+
+def _reads(one: LivePass, fetched: Sequence[Fetched]) -> tuple[int, np.ndarray]:
+    """How many experts the bank held for a token, and what was read."""
+    records = [part.records for found in fetched for part in found.landings]
+    tables = [found.table[_FIELDS] for found in records if found is not None]
+    rows = np.concatenate(tables) if tables else _NO_READS
+    asked = sum(experts.size for _, experts in one.chosen())
+    return asked - len(np.unique(rows[["layer", "expert"]])), rows
+
+
+def _mark(ax: Axes, x: float, y: float) -> Text:
+    """The number at a tick, drawn by itself."""
+    below = y == 0
+    return ax.annotate(
+        "",
+        (x, y),
+        xycoords="axes fraction",
+        xytext=(0, -7) if below else (-7, 0),  # as ticks have it
+        textcoords="offset points",
+        ha="center" if below else "right",
+        va="top" if below else "center_baseline",
+        color=INK,
+        animated=True,
+    )
 
 
 def _palette() -> np.ndarray:

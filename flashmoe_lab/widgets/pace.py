@@ -1,5 +1,5 @@
 """Pace: how often something may be drawn, so that drawing takes a small share of the time, on
-whatever machine. One slow drawing among quick ones, as when axes change, holds nothing up."""
+whatever machine."""
 
 from time import perf_counter
 
@@ -8,11 +8,12 @@ LEAST_S, MOST_S = 0.2, 2.0  # between two drawings; nobody waits longer for a si
 
 
 class Pace:
-    """`due` says whether it is time again; draw within `with pace:`."""
+    """`due` says whether it is time again, first when it is `LEAST_S` old; draw within `with
+    pace:`."""
 
     def __init__(self, share: float = SHARE, least_s: float = LEAST_S) -> None:
-        self._share, self._least_s = share, least_s
-        self._begun = self._next = self._took_s = 0.0
+        self._share, self._least_s, self._begun = share, least_s, 0.0
+        self._next = perf_counter() + least_s
 
     @property
     def due(self) -> bool:
@@ -24,6 +25,5 @@ class Pace:
 
     def __exit__(self, *exception: object) -> None:
         now = perf_counter()
-        before, self._took_s = self._took_s, now - self._begun
-        wanted = min(before, self._took_s) / self._share
+        wanted = (now - self._begun) / self._share
         self._next = now + min(max(wanted, self._least_s), MOST_S)

@@ -51,6 +51,7 @@ class Playground:
         self._shown = Shown()
         self._thread: threading.Thread | None = None
         self._run: Run | None = None
+        self._figure: tuple[tuple[int, ...], LiveFigure] | None = None
         self._stopped = False
         self._lock = threading.Lock()
         self._build(out)
@@ -154,15 +155,13 @@ class Playground:
             self._enable(running=False)
 
     def _follow(self, engine: Engine, prompt: str, setting: Setting) -> Played:
-        live, pace = Live(len(engine.layers)), Pace()
-        sizes = len(engine.layers), engine.config.num_experts, engine.reader.threads
-        figure = draw(lambda: LiveFigure(*sizes))
-        draw(figure.png)  # the first takes long; the next have most of it already
+        live, figure = Live(len(engine.layers)), self._figure_for(engine)
         told = lambda done, of: self._say(f"prompt: {done} of {of} tokens")  # noqa: E731
         self._run = run = begin(engine, prompt, setting, live, told)
         if self._stopped:  # before there was a run to tell
             run.stop()
-        begun, words = perf_counter(), Pace()  # words cost little: no picture holds them up
+        # Words cost little: no picture holds them up.
+        begun, words, pace = perf_counter(), Pace(), Pace()
         for _ in run:
             if words.due:
                 with words:
@@ -185,8 +184,16 @@ class Playground:
             f"{decode.hit_rate:.0%} found in the bank, {perf_counter() - begun:.1f} s"
         )
 
+    def _figure_for(self, engine: Engine) -> LiveFigure:
+        """Made once, for making one takes as long as a hundred tokens."""
+        sizes = len(engine.layers), engine.config.num_experts, engine.reader.threads
+        if self._figure is None or self._figure[0] != sizes:
+            self._figure = sizes, draw(lambda: LiveFigure(*sizes))
+        self._figure[1].clear()
+        return self._figure[1]
+
     def _draw(self, figure: LiveFigure, live: Live) -> None:
-        figure.add(live.taken())
+        figure.add(live.taken(), live.last)
         self.image.value = draw(figure.png)
         self.figures.value = note(figure.words, status=False)
 
