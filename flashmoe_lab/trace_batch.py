@@ -1,8 +1,7 @@
 """Batch: what a tracer kept of some passes through the model, as columns for rows to be made of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +9,7 @@ import numpy as np
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.token_memory import TokenParts
-from flashmoe_lab.trace.schema import PHASES
-from flashmoe_lab.trace_notes import Cached, Chosen, Notes
+from flashmoe_lab.trace_notes import PASS_NUMBERS, Cached, Chosen, Notes
 
 
 class LayerNotes(NamedTuple):
@@ -69,10 +67,12 @@ class Batch:
     @classmethod
     def of(cls, notes: Notes) -> "Batch":
         """All passes that are over, of which there must be some."""
-        opened, start_ns, end_ns = zip(*notes.passes, strict=True)
-        phase, position, tokens, logprob, entropy, before = zip(*opened, strict=True)
-        row_of, mark_of, *others = map(_numbers, zip(*before, notes.over, strict=True))
-        position, start_ns, end_ns = map(np.array, (position, start_ns, end_ns))
+        over, counts = len(notes.ends), [*notes.counts]
+        opened = np.array(notes.opened).reshape(-1, PASS_NUMBERS)
+        phase, position, tokens = opened[:over, :3].T
+        begins = np.vstack([opened[:, 3:], counts])[: over + 1]
+        row_of, mark_of, *others = map(_numbers, begins.T)
+        start_ns, end_ns = np.array(notes.starts[:over]), np.array(notes.ends)
         last_ns = end_ns.copy()
         marks = np.array(notes.marks[: len(mark_of)]).reshape(-1, 2)
         mark_of = mark_of[::2]
@@ -84,14 +84,14 @@ class Batch:
             last_ns[-1] = np.concatenate(moments).max(initial=0)
         routing_of, chosen_of, read_of = (of.tolist() for of in others)
         return cls(
-            phase=np.array([PHASES.index(name) for name in phase]),
+            phase=phase,
             position=position,
-            tokens=np.array([len(ids) for ids in tokens]),
+            tokens=tokens,
             start_ns=start_ns,
             end_ns=end_ns,
             last_ns=last_ns,
-            surprise=np.array([logprob, entropy], np.float32).T,
-            ids=list(chain(*tokens)),
+            surprise=np.array(notes.surprise[: 2 * over], np.float32).reshape(-1, 2),
+            ids=notes.ids[: tokens.sum()],
             marks=np.column_stack([position[mark_of], marks]),
             layers=layers,
             routings=list(zip(routing_of, notes.routings, strict=False)),
@@ -106,7 +106,7 @@ class Batch:
         yield from ((number, layer, fetched) for number, (layer, fetched, _) in self.reads)
 
 
-def _numbers(counts: Sequence[int]) -> np.ndarray:
+def _numbers(counts: np.ndarray) -> np.ndarray:
     """Which pass each of some things belongs to, of how many there were before each pass and at the
     end."""
     return np.repeat(np.arange(len(counts) - 1), np.diff(counts))

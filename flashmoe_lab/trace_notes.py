@@ -17,7 +17,7 @@ import numpy as np
 from flashmoe_lab.stages.expert_fetch import Fetched
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.token_memory import TokenMemory
-from flashmoe_lab.trace.schema import LANES, STAGES
+from flashmoe_lab.trace.schema import LANES, PHASES, STAGES
 
 Listener = Callable[[Any], None]
 # How a layer's reads are told apart: by expert, whether the page cache held it when asked before;
@@ -34,6 +34,8 @@ def code(layer: int, stage: str, lane: str) -> int:
 RECORD, SETUP, SAMPLE = (code(-1, stage, "host") for stage in ("record", "setup", "sample"))
 
 _HELD_NBYTES = 4 << 20  # of what rows are still to be made of: more would hold up one token long
+PASS_NUMBERS = 8  # that Notes keep of a pass as it opens
+_TOKENS, _ROUTINGS = -6, -3  # of the last one, in `Notes.opened`
 _OBJECTS_NBYTES = 5000  # of a layer's routing or fetch, with their arrays
 _TOKEN_NBYTES = 2000  # of a routing, by token
 
@@ -65,33 +67,6 @@ class Asker(NamedTuple):
     rule: str | None
 
 
-class Counts(NamedTuple):
-    """How much there is in each of the notes' lists."""
-
-    rows: int
-    marks: int
-    routings: int
-    chosen: int
-    reads: int
-
-
-class Opened(NamedTuple):
-    """A pass that begins.
-
-    Attributes:
-        position: of its first token.
-        logprob, entropy: how surprising its token was, in nats; NaN for the prompt's.
-        before: what there was before it.
-    """
-
-    phase: str
-    position: int
-    tokens: Sequence[int]
-    logprob: float
-    entropy: float
-    before: Counts
-
-
 class Notes:
     """The notes of passes of which no rows were made yet.
 
@@ -99,9 +74,13 @@ class Notes:
     lists stay the same objects, so that listeners can hold their `append`.
 
     Attributes:
-        passes: those that are over, with start and end in ns (0: it came to none).
-        under_way: the one that is not over; a token that was chosen opens the next.
-        start_ns: of that; 0 if it was only opened.
+        opened: numbers of one pass after another: code of its phase, first position, tokens; then
+            how much there was before it of `rows`, marks, routings, chosen and reads.
+        surprise: for each pass the log-probability of its token, and the entropy of what it was
+            chosen from, in nats; NaN for the prompt's.
+        ids: of the tokens.
+        starts: of each pass that began, in ns; a token that is chosen only opens one.
+        ends: of each pass that is over; 0 if it came to none.
         marks: code and end in ns of one span after another; each begins where one ends.
         routings, chosen: what listeners were told.
         reads: what tokens read.
@@ -112,9 +91,11 @@ class Notes:
     """
 
     def __init__(self) -> None:
-        self.passes: list[tuple[Opened, int, int]] = []
-        self.under_way: Opened | None = None
-        self.start_ns = 0
+        self.opened: list[int] = []
+        self.surprise: list[float] = []
+        self.ids: list[int] = []
+        self.starts: list[int] = []
+        self.ends: list[int] = []
         self.marks: list[int] = []
         self.routings: list[tuple[int, Routing]] = []
         self.chosen: list[Chosen] = []
@@ -132,30 +113,26 @@ class Notes:
     def are_many(self) -> bool:
         """Whether rows should be made of them, by what they hold, about."""
         objects = len(self.routings) + len(self.reads)
-        return (
-            self.left[: self.rows].nbytes + _OBJECTS_NBYTES * objects + self._chunks > _HELD_NBYTES
-        )
+        held = self.left[: self.rows].nbytes + _OBJECTS_NBYTES * objects + self._chunks
+        return held > _HELD_NBYTES
 
     @property
-    def counts(self) -> Counts:
-        """How much there is now."""
-        lists = self.marks, self.routings, self.chosen, self.reads
-        return Counts(self.rows, *map(len, lists))
-
-    @property
-    def over(self) -> Counts:
-        """How much there is of passes that are over."""
-        return self.counts if self.under_way is None else self.under_way.before
+    def counts(self) -> tuple[int, ...]:
+        """How much there is, as `opened` has it."""
+        return self.rows, *map(len, (self.marks, self.routings, self.chosen, self.reads))
 
     def clear(self) -> None:
-        """Forget all passes that are over."""
-        over, self.rows, self._chunks = self.over, 0, 0
-        lists = self.marks, self.routings, self.chosen, self.reads
-        for part, count in zip(lists, over[1:], strict=True):
+        """Forget all passes that are over; one that was opened stays."""
+        over = len(self.ends)
+        tokens, *counts = self.opened[PASS_NUMBERS * over + 2 :] or (0, *self.counts)
+        parts = self.marks, self.routings, self.chosen, self.reads
+        for part, count in zip(parts, counts[1:], strict=True):
             del part[:count]
-        self.passes.clear()
-        if self.under_way is not None:
-            self.under_way = self.under_way._replace(before=Counts(0, 0, 0, 0, 0))
+        del self.opened[: PASS_NUMBERS * over], self.surprise[: 2 * over], self.starts[:over]
+        del self.ids[: len(self.ids) - tokens]
+        self.ends.clear()
+        self.opened[3:] = [0] * len(self.opened[3:])
+        self.rows = self._chunks = 0
 
     def open(
         self,
@@ -165,23 +142,25 @@ class Notes:
         surprise: tuple[float, float] = (math.nan, math.nan),
     ) -> None:
         """What comes now belongs to this pass."""
-        self.start_ns = 0
-        self.under_way = Opened(phase, position, tokens, *surprise, self.counts)
-
-    def close(self, end_ns: int) -> None:
-        """The pass is over."""
-        opened, self.under_way = self.under_way, None
-        assert opened is not None
-        self.passes.append((opened, self.start_ns, end_ns))
-        if (tokens := len(opened.tokens)) > 1:
-            self._chunks += tokens * _TOKEN_NBYTES * (len(self.routings) - opened.before.routings)
+        counts = self.counts
+        if self.opened and (before := self.opened[_TOKENS]) > 1:
+            routings = len(self.routings) - self.opened[_ROUTINGS]
+            self._chunks += before * _TOKEN_NBYTES * routings
+        self.ids += tokens
+        self.surprise += surprise
+        self.opened += (PHASES.index(phase), position, len(tokens), *counts)
 
     def break_off(self) -> None:
-        """The pass will never be over."""
+        """What was opened will never be over: a pass in its midst, or one of a last token, which
+        never goes through the model."""
         self.leave()
-        if self.under_way is not None:
-            del self.routings[self.under_way.before.routings :]  # perhaps never computed
-            self.close(0)
+        if len(self.opened) == PASS_NUMBERS * len(self.ends):
+            return
+        if len(self.starts) == len(self.ends):
+            self.marks += (SAMPLE, clock())
+            self.starts.append(0)
+        del self.routings[self.opened[_ROUTINGS] :]  # perhaps never computed
+        self.ends.append(0)
 
     def take(self, memory: TokenMemory, ask: Callable[[int, Sequence[int]], Cached]) -> None:
         """A token begins; have it note here what it reads."""

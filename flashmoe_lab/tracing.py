@@ -228,13 +228,14 @@ class Tracer(Watch):
         self._state, position = state, len(state.tokens)
         self._length = position + len(tokens)
         if phase == "decode":  # its token was chosen: it is open
-            notes.start_ns = now = clock()
+            now = clock()
+            notes.starts.append(now)
             notes.marks += (SAMPLE, now)
             return
         notes.open(phase, position, tokens)
         notes.marks += (SETUP, clock())
         self._bound()
-        notes.start_ns = clock()
+        notes.starts.append(clock())
 
     def token_begins(self, memory: TokenMemory) -> None:
         """Have it noted what the token does."""
@@ -256,7 +257,7 @@ class Tracer(Watch):
         """Keep the pass."""
         notes, now = self._notes, clock()
         notes.marks += (_HEAD_WAITED, now)
-        notes.close(now)
+        notes.ends.append(now)
 
     def token_chosen(self, token: int, logprobs: np.ndarray) -> None:
         """Note how surprising it is; the numbers are still at hand."""
@@ -273,16 +274,13 @@ class Tracer(Watch):
             self._notes.marks += (RECORD, clock())
 
     def _flush(self) -> None:
-        if self._notes.passes:
+        if self._notes.ends:
             self._rows.add(Batch.of(self._notes))
             self._notes.clear()
 
     def run_ends(self, finish_reason: str, error: str = "") -> None:
         """Make the last rows, and the trace."""
-        notes = self._notes
-        if notes.under_way is not None and not notes.start_ns:
-            notes.marks += (SAMPLE, clock())  # a last token never goes through the model
-        notes.break_off()
+        self._notes.break_off()
         note_ns = _note_ns()
         self._flush()
         self._rows.record_until(clock(), self._length)
