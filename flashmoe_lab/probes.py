@@ -59,6 +59,8 @@ def find_probes(model: Model, patterns: Sequence[str], length: int) -> list[Prob
     Raises:
         ValueError: a pattern matches none.
     """
+    if not patterns:
+        return []
     known = [
         replace(probe, layer=layer.index)
         for layer in model.layers

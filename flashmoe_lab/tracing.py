@@ -303,7 +303,7 @@ def _entropy(logprobs: np.ndarray) -> float:
 def _note_ns() -> float:
     """What one note takes, measured here."""
     listener = Notes().mark(RECORD)
-    return timeit(lambda: listener(None), number=1000) * 1e6
+    return timeit(lambda: listener(None), number=100) * 1e7
 
 
 def _held_by(state: SequenceState | None) -> dict[str, int]:

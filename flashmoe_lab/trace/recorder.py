@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from flashmoe_lab.trace.schema import MODES, TABLES
 from flashmoe_lab.trace.table import Table
-from flashmoe_lab.trace.trace import Trace
+from flashmoe_lab.trace.trace import Rows, Trace
 
 MAX_ROWS = 1 << 20  # of a table in memory: about 50 MB
 
@@ -57,10 +58,12 @@ class Recorder:
         """The run ends now."""
         self.facts["end_ns"] = time.perf_counter_ns()
         self.facts |= facts
-        tables: dict[str, pd.DataFrame | Path] = {
-            name: table.finish() for name, table in self.tables.items()
+        tables: dict[str, Rows | Callable[[], Rows]] = {
+            name: table.finish() if table.spilled else table.finish
+            for name, table in self.tables.items()
         }
-        tables["run"] = pd.DataFrame([self.facts])
+        facts = self.facts
+        tables["run"] = lambda: pd.DataFrame([facts])
         arrays = {name: _joined(self.arrays.pop(name)) for name in list(self.arrays)}
         return Trace(tables, arrays, keep=self._folder)
 

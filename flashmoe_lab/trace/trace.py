@@ -6,7 +6,7 @@ A trace knows no engine: it can be read on a machine that has neither the model 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -20,6 +20,7 @@ from flashmoe_lab.trace.schema import LANES, TABLES
 from flashmoe_lab.units import format_nbytes
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
+Rows = pd.DataFrame | Path  # or the file that holds them
 NAMES = (*TABLES, "run")
 
 
@@ -28,11 +29,14 @@ class Trace:
 
     Attributes:
         arrays: name -> (positions [n], rows [n, ...]) of what was kept whole.
+
+    Args:
+        tables: by name; what makes one is called when it is first asked for.
     """
 
     def __init__(
         self,
-        tables: "Mapping[str, pd.DataFrame | Path]",
+        tables: Mapping[str, Rows | Callable[[], Rows]],
         arrays: Arrays | None = None,
         keep: object = None,
     ) -> None:
@@ -45,6 +49,8 @@ class Trace:
 
     def _frame(self, name: str) -> pd.DataFrame:
         table = self._tables[name]
+        if callable(table):
+            self._tables[name] = table = table()
         return parquet.read_table(table) if isinstance(table, Path) else table
 
     def _parts(self, name: str, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
@@ -57,7 +63,7 @@ class Trace:
 
     def _rows(self, name: str) -> int:
         table = self._tables[name]
-        return parquet.rows(table) if isinstance(table, Path) else len(table)
+        return parquet.rows(table) if isinstance(table, Path) else len(getattr(self, name))
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
