@@ -135,6 +135,7 @@ class Playground:
     # In a thread of its own
 
     def _play(self, prompt: str, setting: Setting) -> None:
+        failed = False
         try:
             self._say("opening the model")
             self._live.selected_index = 0
@@ -145,14 +146,14 @@ class Playground:
             self._say("drawing the figures")
             self._shown.show(self.last)
             self._live.selected_index = None
-            self._say(self._ended(self.last))
+            words = self._ended(self.last)
         except BaseException as error:  # a thread's error would be lost
-            self.error = error
-            self._say(f"{type(error).__name__}: {error}", failed=True)
-        finally:
-            self._run = None
-            give_back()
-            self._enable(running=False)
+            self.error, failed = error, True
+            words = f"{type(error).__name__}: {error}"
+        self._run = None
+        give_back()
+        self._enable(running=False)
+        self._say(words, failed)  # last: who reads that it is over can press the next button
 
     def _follow(self, engine: Engine, prompt: str, setting: Setting) -> Played:
         live, figure = Live(len(engine.layers)), self._figure_for(engine)

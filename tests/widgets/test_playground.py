@@ -71,6 +71,16 @@ def test_buttons_follow_the_run(playground):
     assert played.conditions["ended by"] == "cancelled"
 
 
+def test_who_reads_that_a_run_is_over_can_press_the_next_button(playground):
+    said = list[tuple[str, bool]]()
+    playground.status.observe(
+        lambda change: said.append((change["new"], playground.run_button.disabled)), "value"
+    )
+    playground.start()
+    playground.wait()
+    assert [disabled for words, disabled in said if "The result is below" in words] == [False]
+
+
 def test_stop_ends_within_a_token(engine, playground):
     playground.controls.max_tokens.value = 900
     playground.start()
