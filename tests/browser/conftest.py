@@ -60,7 +60,7 @@ def browser(chromium: str) -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, lab: Lab) -> Iterator[Any]:
-    """A page that sees the server and nothing else.
+    """A page that sees the server and nothing else; `page.context` may open more of them.
 
     At the end nothing may have been asked of another machine, and no error have been logged.
     """
@@ -79,13 +79,15 @@ def page(browser: Any, lab: Lab) -> Iterator[Any]:
         if message.type == "error" and not any(part in words for part in _HARMLESS):
             errors.append(words)
 
+    def opened(page: Any) -> None:
+        page.on("websocket", lambda socket: _check_socket(socket.url, strangers))
+
     context.route("**/*", guard)
-    page = context.new_page()
-    page.on("console", heard)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("websocket", lambda socket: _check_socket(socket.url, strangers))
-    page.set_default_timeout(60_000)
-    yield page
+    context.on("page", opened)
+    context.on("console", heard)
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    context.set_default_timeout(60_000)
+    yield context.new_page()
     context.close()
     assert not strangers, f"asked of another machine: {strangers}"
     assert not errors, f"errors in the browser's console: {errors}"
@@ -101,5 +103,6 @@ def open_notebook(page: Any, lab: Lab) -> Iterator[Callable[[str], Notebook]]:
     """`open_notebook("01_quickstart.ipynb")`: open in the page, its kernel idle; ended after the
     test."""
     yield lambda name: Notebook(page, lab.url, name)
-    page.goto("about:blank")  # a page whose kernel ends would complain
+    for one in page.context.pages:
+        one.goto("about:blank")  # a page whose kernel ends would complain
     lab.end_kernels()

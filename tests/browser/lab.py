@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,23 @@ class Lab:
         if last:
             cell = {"cell_type": "code", "id": "last", "metadata": {}, "source": last}
             content["cells"].append({**cell, "outputs": [], "execution_count": None})
-        name = notebook.replace(".ipynb", f"_{time.monotonic_ns()}.ipynb")
+        return self._write(notebook.replace(".ipynb", ""), content)
+
+    def new(self, *sources: str) -> str:
+        """A notebook of these code cells; its name."""
+        cells = [
+            {
+                "cell_type": "code", "id": f"new-{number}", "metadata": {}, "source": source,
+                "outputs": [], "execution_count": None,
+            }
+            for number, source in enumerate(sources)
+        ]  # fmt: skip
+        spec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+        content = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": spec}}
+        return self._write("new", {**content, "cells": cells})
+
+    def _write(self, stem: str, content: dict[str, Any]) -> str:
+        name = f"{stem}_{time.monotonic_ns()}.ipynb"
         (self.directory / name).write_text(json.dumps(content), "utf-8")
         return name
 
@@ -141,6 +157,23 @@ class Notebook:
         source = self.page.locator(".jp-InputArea-editor").filter(has_text=text)
         return self.page.locator(".jp-CodeCell").filter(has=source).first
 
+    def use_kernel_of(self, other: str) -> None:
+        """Work with the kernel of another notebook, as the Kernel menu offers it."""
+        self.menu("Kernel", "Change Kernel…")
+        dialog = self.page.locator(".jp-Dialog")
+        kernel = dialog.locator(f"option[title*='Path: {other}']").get_attribute("value")
+        dialog.locator("select").select_option(value=kernel)
+        dialog.locator("button.jp-mod-accept").click()
+        dialog.wait_for(state="detached")
+        self.wait_for_kernel()
+
+    def wait_until(self, condition: Callable[[], bool], told: Callable[[], str]) -> None:
+        """Until something holds; AssertionError with what is told if it never does."""
+        end = time.monotonic() + _START_S
+        while not condition():
+            assert time.monotonic() < end, told()
+            self.page.wait_for_timeout(20)
+
     def outputs(self, cell: "Locator | None" = None) -> "Locator":
         """What cells put out; of all of them unless one is given."""
         return (cell or self.page).locator(".jp-OutputArea-output")
@@ -203,10 +236,13 @@ class Notebook:
     def reload_without_kernel(self) -> None:
         """What is left when the notebook is opened again and its kernel is gone."""
         self.save()
+        outputs = self.outputs().count()
         self.menu("Kernel", "Shut Down Kernel")
         self.page.locator("#jp-main-statusbar").get_by_text("No Kernel").wait_for()
         self.page.goto(self._url)
-        self.page.locator(".jp-OutputArea-output").first.wait_for(timeout=_START_S * 1000)
+        self.wait_until(
+            lambda: self.outputs().count() >= outputs, lambda: f"not all of {outputs} outputs"
+        )
 
 
 def chromium_options(executable: str) -> dict[str, Any]:

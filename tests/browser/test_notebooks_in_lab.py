@@ -19,7 +19,7 @@ def test_quickstart_runs_and_is_still_there_after_its_kernel(open_notebook: Open
     notebook = open_notebook(lab.edit("01_quickstart.ipynb"))
     notebook.run_all()
     pictures = notebook.page.locator(".jp-OutputArea-output img")
-    assert pictures.count() == 3
+    notebook.wait_until(lambda: pictures.count() == 3, lambda: f"{pictures.count()} pictures")
     assert "K=8 (the model's own)" in notebook.text(notebook.cell("engine.summary(run)"))
     exported = lab.directory / "out" / "01_quickstart"
     for name in ("experts", "reads", "latency"):
@@ -28,7 +28,8 @@ def test_quickstart_runs_and_is_still_there_after_its_kernel(open_notebook: Open
     assert (exported / "trace" / "reads.parquet").exists()
     before = notebook.text()
     notebook.reload_without_kernel()
-    assert notebook.text() == before and pictures.count() == 3
+    notebook.wait_until(lambda: notebook.text() == before, notebook.text)
+    assert pictures.count() == 3
     assert "model not found" not in notebook.text()
 
 
@@ -43,12 +44,12 @@ def test_tokens_come_one_after_another_and_the_square_button_frees_the_engine(
     streaming = notebook.cell("for step in run:")
     outputs = notebook.outputs(streaming)
     outputs.first.wait_for()
-    seen = {len(notebook.text(streaming))}
-    notebook.page.wait_for_timeout(1000)
-    seen.add(len(notebook.text(streaming)))
-    notebook.page.wait_for_timeout(1000)
-    seen.add(len(notebook.text(streaming)))
-    assert len(seen) == 3, "the text did not grow while it was looked at"
+    for _ in range(2):
+        seen = notebook.text(streaming)
+        notebook.wait_until(
+            lambda seen=seen: len(notebook.text(streaming)) > len(seen),
+            lambda: "the text did not grow while it was looked at",
+        )
     notebook.interrupt()
     streaming.get_by_text("KeyboardInterrupt").first.wait_for()
     notebook.wait_for_kernel()
@@ -70,8 +71,11 @@ def test_one_token_shows_the_stages_of_a_layer_and_follows_sliders(
     before = notebook.page.locator(".jp-OutputArea-output caption").all_inner_texts()
     assert "layers.7.shared_expert" in before
     notebook.reload_without_kernel()
-    after = notebook.page.locator(".jp-OutputArea-output caption").all_inner_texts()
-    assert after == before, "what the widget showed last is not in the notebook"
+    captions = notebook.page.locator(".jp-OutputArea-output caption")
+    notebook.wait_until(
+        lambda: captions.all_inner_texts() == before,
+        lambda: "what the widget showed last is not in the notebook",
+    )
     assert "model not found" not in notebook.results()
 
 

@@ -1,16 +1,18 @@
 """The playground as a reader has it: keys, mouse, streaming, Stop, export, and what stays."""
 
 import re
-import time
 
 import pytest
+
+from tests.browser.lab import Notebook
 
 PLAYGROUND = "09_playground.ipynb"
 MANY = ("max_tokens.value = MAX_TOKENS", "max_tokens.value = 2000")
 _OPEN = "engine = fl.load(MODEL, bank_gb=BANK_GB)"
-SLOW = (  # a story is soon over
+SLOW = (  # a story is soon over: take time for each token, and go on after its end
     _OPEN,
-    f"{_OPEN}\nimport time\n"
+    f"{_OPEN}\nimport time\nfrom dataclasses import replace\n"
+    "engine.config = replace(engine.config, eos_token_ids=())\n"
     "slow = engine.intercept('lm_head', lambda *_: time.sleep(0.05))\nslow.__enter__()",
 )
 
@@ -43,13 +45,24 @@ def tokens(page):
     return int(found[1].replace(",", "")) if found else 0
 
 
-def wait_for_tokens(page, more_than):
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if (now := tokens(page)) > more_than:
-            return now
-        page.wait_for_timeout(20)
-    raise AssertionError(f"no more than {more_than} tokens: {status(page).inner_text()}")
+def wait_for_tokens(notebook, more_than):
+    page = notebook.page
+    notebook.wait_until(lambda: tokens(page) > more_than, lambda: status(page).inner_text())
+    return tokens(page)
+
+
+def readout(page, name):
+    return int(slider(page, name).locator(".widget-readout").inner_text())
+
+
+def press(notebook, name, key, value):
+    """A key on a slider, until it shows the value."""
+    page = notebook.page
+    slider(page, name).locator(".noUi-handle").focus()
+    page.keyboard.press(key)
+    notebook.wait_until(
+        lambda: readout(page, name) == value, lambda: f"{name} is {readout(page, name)}"
+    )
 
 
 def test_it_runs_from_top_to_bottom_and_its_results_stay(open_notebook):
@@ -57,11 +70,12 @@ def test_it_runs_from_top_to_bottom_and_its_results_stay(open_notebook):
     notebook.run_all()
     cell = notebook.cell("fl.widgets.Playground(")
     figures = cell.locator(".jp-OutputArea-output img[alt]")
-    assert figures.count() >= 3 and "generated" in notebook.text(cell)
+    figures.nth(2).wait_for()
+    assert "generated" in notebook.text(cell)
     assert "trace_for_perfetto.json.gz" in notebook.text(notebook.cell("playground.export()"))
     notebook.reload_without_kernel()
     cell = notebook.cell("fl.widgets.Playground(")
-    assert cell.locator(".jp-OutputArea-output img[alt]").count() >= 3
+    cell.locator(".jp-OutputArea-output img[alt]").nth(2).wait_for()
     result = notebook.outputs(cell).last
     assert "generated" in result.inner_text() and "model not found" not in result.inner_text()
     other = notebook.text(notebook.cell("fl.widgets.play("))
@@ -70,13 +84,10 @@ def test_it_runs_from_top_to_bottom_and_its_results_stay(open_notebook):
 
 def test_sliders_move_by_key_mouse_and_typing(opened):
     page = opened.page
-    k = slider(page, "K (own")
-    before = int(k.locator(".widget-readout").inner_text())
-    k.locator(".noUi-handle").focus()
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
-    assert int(k.locator(".widget-readout").inner_text()) == before + 2
-    k.locator(".widget-readout").fill("3")
+    before = readout(page, "K (own")
+    press(opened, "K (own", "ArrowRight", before + 1)
+    press(opened, "K (own", "ArrowRight", before + 2)
+    slider(page, "K (own").locator(".widget-readout").fill("3")
     page.keyboard.press("Enter")
     box = slider(page, "Temperature").locator(".noUi-target").bounding_box()
     page.mouse.move(box["x"] + 2, box["y"] + box["height"] / 2)
@@ -95,23 +106,45 @@ def test_sliders_move_by_key_mouse_and_typing(opened):
 
 def test_a_run_streams_answers_other_cells_and_stops(opened):
     page = opened.page
-    slider(page, "Temperature").locator(".widget-readout").fill("1")
-    page.keyboard.press("Enter")
     button(page, "Run").click()
-    first = wait_for_tokens(page, 0)
+    first = wait_for_tokens(opened, 0)
     page.locator(".widget-image").first.wait_for()
-    second = wait_for_tokens(page, first)
+    second = wait_for_tokens(opened, first)
     assert 0 < first < second < 2000  # one after another, not all at once
-    handle = slider(page, "K (own").locator(".noUi-handle")
-    handle.focus()
-    page.keyboard.press("ArrowLeft")  # sliders move meanwhile
+    press(opened, "K (own", "ArrowLeft", readout(page, "K (own") - 1)  # sliders move meanwhile
     cell = opened.cell("print(1 + 1")
     opened.run(cell)
     cell.locator(".jp-OutputArea-output", has_text="2 Setting(").wait_for()
     assert button(page, "Stop").is_enabled()  # still under way
+    stop(opened)
+    button(page, "Export").click()
+    status(page).get_by_text("files are in").wait_for()
+
+
+def test_a_second_notebook_of_the_same_kernel_is_answered_during_a_run(opened, lab):
+    name = lab.new("1 + 1", "playground.controls.k.value")
+    second = Notebook(opened.page.context.new_page(), lab.url, name)
+    second.use_kernel_of(opened.name)
+    page = opened.page
+    page.bring_to_front()
+    button(page, "Run").click()
+    first = wait_for_tokens(opened, 0)
+    k = readout(page, "K (own") - 1
+    press(opened, "K (own", "ArrowLeft", k)
+    second.page.bring_to_front()
+    for source, answer in (("1 + 1", 2), ("playground.controls.k.value", k)):
+        cell = second.cell(source)
+        second.run(cell)
+        second.outputs(cell).get_by_text(str(answer), exact=True).wait_for()
+    page.bring_to_front()
+    wait_for_tokens(opened, first)
+    assert button(page, "Stop").is_enabled()  # still under way
+    stop(opened)
+
+
+def stop(notebook):
+    page = notebook.page
     button(page, "Stop").click()
     status(page).get_by_text("ended by cancelled").wait_for()
     assert tokens(page) < 2000
     assert button(page, "Run").is_enabled()
-    button(page, "Export").click()
-    status(page).get_by_text("files are in").wait_for()
