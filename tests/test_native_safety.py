@@ -146,15 +146,15 @@ def test_a_wrong_isa_in_the_environment_is_named():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_an_error_amid_parallel_work_reaches_the_caller():
-    """A hundred thousand query heads a key head want 109 MB in each thread; there are 60 MB."""
+    """Queries of 250,000 numbers want 32 MB in each thread and 42 before that; there are 60 MB."""
     run("""
     import resource
     raw.set_threads(2)
-    heads = 200_000
+    dim = 250_000
     attention = raw.Attention(
-        matrix(2 * heads, 1), matrix(2, 1), matrix(2, 1), matrix(1, heads), zeros(1), zeros(1),
-        1e-6, 1e4, heads, 2, 1, 0)
-    x, out, keys, values = zeros(1, 1), zeros(1, 1), zeros(2, 4, 1), zeros(2, 4, 1)
+        matrix(4 * dim, 1), matrix(2 * dim, 1), matrix(2 * dim, 1), matrix(1, 2 * dim), zeros(dim),
+        zeros(dim), 1e-6, 1e4, 2, 2, dim, 0)
+    x, out, keys, values = zeros(1, 1), zeros(1, 1), zeros(2, 4, dim), zeros(2, 4, dim)
     raw.read(np.ones(1 << 20))  # the threads are there
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))

@@ -16,23 +16,25 @@ double dot(const float* a, const float* b, int64_t size) {
 double silu(double x) { return x / (1 + std::exp(-x)); }
 
 double attention(const Kernels& k, int64_t queries, int64_t dim, int64_t length) {
-  const AtTheEnd q(numbers(queries * dim, 8 / std::sqrt(double(dim))));
+  const AtTheEnd q(numbers(kQueries * dim, 8 / std::sqrt(double(dim))));
   const AtTheEnd keys(numbers(length * dim, 4)), values(numbers(length * dim));
-  std::vector<float> scores((queries + 16) * (length + 15)), out(queries * (dim + 2));
-  k.attend(q.floats(), queries, dim, keys.floats(), values.floats(), length, keys.floats(),
-           scores.data(), out.data());
+  std::vector<float> scores(kQueries * length), out(queries * (dim + 2)), one(dim);
+  int64_t lengths[kQueries];
+  for (int64_t j = 0; j < kQueries; ++j) lengths[j] = length - std::min<int64_t>(j, length - 1) / 2;
+  k.attend(q.floats(), queries, dim, keys.floats(), values.floats(), lengths, length,
+           keys.floats(), scores.data(), out.data());
   Error error;
   for (int64_t j = 0; j < queries; ++j) {
     const float* found = &out[j * (dim + 2)];
-    std::vector<double> p(length);
-    for (int64_t i = 0; i < length; ++i)
-      p[i] = dot(q.floats() + j * dim, keys.floats() + i * dim, dim);
+    for (int64_t i = 0; i < dim; ++i) one[i] = q.floats()[kQueries * i + j];
+    std::vector<double> p(lengths[j]);
+    for (int64_t i = 0; i < lengths[j]; ++i) p[i] = dot(one.data(), keys.floats() + i * dim, dim);
     const double top = *std::max_element(p.begin(), p.end());
     double total = 0;
     for (double& one : p) total += one = std::exp(one - top);
     for (int64_t c = 0; c < dim; ++c) {
       double right = 0;
-      for (int64_t i = 0; i < length; ++i) right += p[i] * values.floats()[i * dim + c];
+      for (int64_t i = 0; i < lengths[j]; ++i) right += p[i] * values.floats()[i * dim + c];
       error.add(found[c], right);
     }
     error.add(found[dim], top);
@@ -136,7 +138,7 @@ int main() {
   for (const Set& set : kSets) {
     const Kernels& k = *set.kernels;
     double worst[5] = {};
-    for (int64_t queries : {1, 3, 4, 6, 16, 20})
+    for (int64_t queries : {1, 3, 4, 9, 16})
       for (int64_t dim : {16, 44, 64, 256})
         for (int64_t length : {1, 17, 100, 256})
           worst[0] = std::fmax(worst[0], attention(k, queries, dim, length));

@@ -66,7 +66,7 @@ void merge(float* total, const float* part, int64_t dim) {
 void attention(const Attention& a, const float* x, int64_t tokens, int64_t position, float* keys,
                float* values, int64_t size, float* out) {
   const int64_t dim = a.dim, group = a.heads / a.kv_heads, kv = a.kv_heads * dim;
-  const int64_t blocks = (position + tokens + kBlock - 1) / kBlock, part = group * (dim + 2);
+  const int64_t blocks = (position + tokens + kBlock - 1) / kBlock, part = kQueries * (dim + 2);
   auto* work = static_cast<float*>(
       scratch(Piece::hidden, 4 * tokens * (3 * a.heads * dim + 2 * kv)));
   float *q = work, *k = q + tokens * 2 * a.heads * dim, *v = k + tokens * kv;
@@ -78,37 +78,49 @@ void attention(const Attention& a, const float* x, int64_t tokens, int64_t posit
     place(a, position + t, q + t * 2 * a.heads * dim, k + t * kv, v + t * kv, keys, values, size);
   });
 
-  // A task is a token, a key head and some of its blocks: a few by themselves where there are few
-  // tokens, else all of them.
+  // A task is a key head, sixteen of its queries, token by token, and some of their blocks: a few by
+  // themselves where there are few tokens, else all of them.
   const bool few = tokens < 8;
-  const int64_t fair = blocks * a.kv_heads / (4 * threads());
+  const int64_t sixteens = (tokens * group + kQueries - 1) / kQueries;
+  const int64_t fair = blocks * a.kv_heads * sixteens / (4 * threads());
   const int64_t run = few ? std::clamp<int64_t>(fair, 1, 8) : blocks;
   const int64_t runs = (blocks + run - 1) / run, kept = few ? blocks : 1;
-  auto* parts = static_cast<float*>(scratch(Piece::stage, 4 * tokens * a.kv_heads * kept * part));
-  parallel_for(tokens * a.kv_heads * runs, [&](int64_t n) {
-    const int64_t t = n / runs / a.kv_heads, head = n / runs % a.kv_heads;
-    const int64_t length = position + t + 1, first = n % runs * run;
-    const int64_t last = std::min(first + run, (length + kBlock - 1) / kBlock);
-    auto* memory = static_cast<float*>(scratch(
-        Piece::numbers, 4 * (group * dim + part + (group + 16) * (kBlock + 16))));
-    float *queries = memory, *extra = queries + group * dim, *scores = extra + part;
-    for (int64_t j = 0; j < group; ++j)
-      std::memcpy(queries + j * dim, q + (t * a.heads + head * group + j) * 2 * dim, 4 * dim);
-    float* total = parts + (t * a.kv_heads + head) * kept * part;
+  auto* parts = static_cast<float*>(
+      scratch(Piece::stage, 4 * a.kv_heads * sixteens * kept * part));
+  parallel_for(a.kv_heads * sixteens * runs, [&](int64_t n) {
+    const int64_t head = n / runs / sixteens, begin = n / runs % sixteens * kQueries;
+    const int64_t queries = std::min<int64_t>(kQueries, tokens * group - begin);
+    const int64_t end = position + (begin + queries - 1) / group + 1;  // keys of the last query
+    auto* memory = static_cast<float*>(
+        scratch(Piece::numbers, 4 * (kQueries * (dim + kBlock) + part)));
+    float *lanes = memory, *extra = lanes + kQueries * dim, *scores = extra + part;
+    for (int64_t j = 0; j < kQueries; ++j) {  // what is beyond the last query is that one again
+      const int64_t one = begin + std::min(j, queries - 1);
+      const float* from = q + (one / group * a.heads + head * group + one % group) * 2 * dim;
+      for (int64_t i = 0; i < dim; ++i) lanes[kQueries * i + j] = from[i];
+    }
+    float* total = parts + n / runs * kept * part;
+    const int64_t first = n % runs * run;
+    const int64_t last = std::min(first + run, (end + kBlock - 1) / kBlock);
     for (int64_t b = first; b < last; ++b) {
+      int64_t lengths[kQueries];
+      for (int64_t j = 0; j < kQueries; ++j)
+        lengths[j] = position + (begin + std::min(j, queries - 1)) / group + 1 - b * kBlock;
       const int64_t from = (head * size + b * kBlock) * dim;
       const float* next = keys + from + (b + 1 < last ? kBlock * dim : 0);
       float* out = few ? total + b * part : b ? extra : total;
-      kernels().attend(queries, group, dim, keys + from, values + from,
-                       std::min(kBlock, length - b * kBlock), next, scores, out);
+      kernels().attend(lanes, queries, dim, keys + from, values + from, lengths,
+                       std::min(kBlock, end - b * kBlock), next, scores, out);
       if (out == extra)
-        for (int64_t j = 0; j < group; ++j)
-          merge(total + j * (dim + 2), extra + j * (dim + 2), dim);
+        for (int64_t j = 0; j < queries; ++j)
+          if (lengths[j] > 0) merge(total + j * (dim + 2), extra + j * (dim + 2), dim);
     }
   });
   parallel_for(tokens * a.heads, [&](int64_t n) {
     const int64_t t = n / a.heads, h = n % a.heads, used = (position + t) / kBlock + 1;
-    float* first = parts + (t * a.kv_heads + h / group) * kept * part + h % group * (dim + 2);
+    const int64_t one = t * group + h % group;
+    float* first = parts + (h / group * sixteens + one / kQueries) * kept * part +
+                   one % kQueries * (dim + 2);
     for (int64_t b = 1; b < std::min(kept, used); ++b) merge(first, first + b * part, dim);
     float* to = mixed + n * dim;
     for (int64_t i = 0; i < dim; ++i) to[i] = first[i] / first[dim + 1];

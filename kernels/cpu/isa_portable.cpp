@@ -1,6 +1,7 @@
 // Plain C++ for every machine.
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels.h"
 #include "scratch.h"

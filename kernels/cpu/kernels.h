@@ -16,6 +16,8 @@ struct Row {
   const float* sums = nullptr;
 };
 
+constexpr int kQueries = 16;  // that attention takes at a time, a lane each
+
 struct Kernels {
   // Room that a prepared row takes, in bytes: values, scales and sums one after another.
   int64_t (*row_nbytes)(const Matrix&, bool integer);
@@ -43,12 +45,13 @@ struct Kernels {
   // One token of the delta rule for rows [first, last) of a head's S [Dv, Dk].
   void (*delta_step)(const float* q, const float* k, const float* v, float decay, float beta,
                      int64_t first, int64_t last, int64_t dk, float* state, float* out);
-  // Attention of queries [queries, dim] over one block of keys and values [length, dim]: out
-  // [queries, dim + 2] is the unnormalised sum, the largest score and the sum of exponentials.
-  // scores: room for (queries + 16) * (length + 15) floats; next: as many keys that may come next.
+  // Attention of up to sixteen queries q [dim, 16] over one block of keys and values [length, dim],
+  // of which query j sees lengths[j]: out [queries, dim + 2] is the unnormalised sum, the largest
+  // score and the sum of exponentials, of no meaning where a query sees none. scores: room for
+  // 16 * length floats; next: as many keys that may come next.
   void (*attend)(const float* q, int64_t queries, int64_t dim, const float* keys,
-                 const float* values, int64_t length, const float* next, float* scores,
-                 float* out);
+                 const float* values, const int64_t* lengths, int64_t length, const float* next,
+                 float* scores, float* out);
   // The words combined by xor: a plain read of memory.
   uint64_t (*read_words)(const uint64_t* words, int64_t count);
 };

@@ -37,88 +37,84 @@ void delta_step(const float* q, const float* k, const float* v, float decay, flo
   }
 }
 
-constexpr int kTile = 4;
-
-// inner() of each of four vectors with each of four others, every number loaded once: lane
-// 4 * m + n is a[m] with b[n]. With `whole`, size is a multiple of 16.
-template <bool whole>
-inline F inner_tile(const float* const* a, const float* const* b, int64_t size) {
-  F total[kTile * kTile];
+// Products of `count` keys with sixteen queries, each in a lane of its own: q [dim, 16] to scores
+// [count, 16]. Values are asked for little by little: they come next, and more at a time would hold
+// up the keys.
+template <int count>
+inline void score(const float* q, int64_t dim, const float* keys, const float* values,
+                  float* scores) {
+  F total[count];
   for (F& one : total) one = zero();
-  for (int64_t i = 0; i < size; i += 16) {
-    F other[kTile];
-    for (int n = 0; n < kTile; ++n)
-      other[n] = whole ? load(b[n] + i) : load_some(b[n] + i, size - i);
-    for (int m = 0; m < kTile; ++m) {
-      const F one = whole ? load(a[m] + i) : load_some(a[m] + i, size - i);
-      for (int n = 0; n < kTile; ++n)
-        total[kTile * m + n] = fma(one, other[n], total[kTile * m + n]);
-    }
+  for (int64_t d = 0; d < dim; ++d) {
+    const F one = load(q + kQueries * d);
+    for (int i = 0; i < count; ++i) total[i] = fma(all(keys[i * dim + d]), one, total[i]);
+    if (d % 16 == 0)
+      for (int i = 0; i < count; ++i) __builtin_prefetch(values + i * dim + d, 0, 2);
   }
-  return sums(total);
+  for (int i = 0; i < count; ++i) store(scores + kQueries * i, total[i]);
 }
 
-// Products of queries with keys into scores [queries and up to three more, stride]. Values are
-// asked for little by little: they come next, and more at a time would hold up the keys.
-template <bool whole>
-inline void score(const float* q, int64_t queries, int64_t dim, const float* keys,
-                  const float* values, int64_t length, float* scores, int64_t stride) {
-  for (int64_t i = 0; i < length; i += kTile)
-    for (int64_t j = 0; j < queries; j += kTile) {
-      const float *some[kTile], *with[kTile];
-      for (int n = 0; n < kTile; ++n) {
-        some[n] = q + smaller(j + n, queries - 1) * dim;
-        with[n] = keys + smaller(i + n, length - 1) * dim;
-      }
-      const int64_t row = i + j / kTile;
-      if (j < kTile * kTile && row < length)
-        ask_for(reinterpret_cast<const uint8_t*>(values + row * dim), 4 * dim);
-      float found[kTile * kTile];
-      store(found, inner_tile<whole>(some, with, dim));
-      for (int m = 0; m < kTile; ++m)
-        std::memcpy(scores + (j + m) * stride + i, found + kTile * m, kTile * sizeof(float));
-    }
+// The softmax of scores [length, 16] without its division, in place; lane j has lengths[j] of them
+// and zeros after those. The largest score and the sum of every lane go to `ends`.
+inline void soften(float* scores, const int64_t* lengths, int64_t length, F* ends) {
+  int64_t shortest = length;
+  for (int j = 0; j < kQueries; ++j) shortest = smaller(shortest, lengths[j]);
+  const auto put = [&](float value) {
+    for (int64_t i = shortest > 0 ? shortest : 0; i < length; ++i)
+      for (int j = 0; j < kQueries; ++j)
+        if (i >= lengths[j]) scores[kQueries * i + j] = value;
+  };
+  put(-std::numeric_limits<float>::infinity());
+  F top = load(scores), total = zero();
+  for (int64_t i = 1; i < length; ++i) top = max(top, load(scores + kQueries * i));
+  for (int64_t i = 0; i < length; ++i)
+    store(scores + kQueries * i, exp(sub(load(scores + kQueries * i), top)));
+  put(0.0f);
+  for (int64_t i = 0; i < length; ++i) total = add(total, load(scores + kQueries * i));
+  ends[0] = top, ends[1] = total;
 }
 
-// p [count, stride] times 16 columns of values, from column c on; a line of `next` a value.
+// p [length, 16], from lane j on, times 16 columns of values, from column c on; a line of `next` a
+// value.
 template <int count, bool whole>
-inline void mix_columns(const float* p, int64_t stride, int64_t queries, const float* values,
-                        int64_t length, int64_t dim, int64_t c, const float* next, float* out) {
+inline void mix_columns(const float* p, int64_t queries, const float* values, int64_t length,
+                        int64_t dim, int64_t c, const float* next, float* out) {
   F total[count];
   for (F& one : total) one = zero();
   for (int64_t i = 0; i < length; ++i) {
     const float* at = values + i * dim + c;
     __builtin_prefetch(next + c * length + 16 * i, 0, 2);
     const F v = whole ? load(at) : load_some(at, dim - c);
-    for (int j = 0; j < count; ++j) total[j] = fma(all(p[j * stride + i]), v, total[j]);
+    for (int j = 0; j < count; ++j) total[j] = fma(all(p[kQueries * i + j]), v, total[j]);
   }
   for (int64_t j = 0; j < queries; ++j) store_some(out + j * (dim + 2) + c, dim - c, total[j]);
 }
 
-// The softmax of scores p without its division, times all columns of values.
 template <int count>
-inline void mix(float* p, int64_t stride, int64_t queries, const float* values, int64_t length,
-                int64_t dim, const float* next, float* out) {
-  for (int64_t j = 0; j < queries; ++j) {
-    float *one = p + j * stride, *ends = out + j * (dim + 2) + dim;
-    ends[0] = largest_of(one, length);
-    ends[1] = exponentials(one, length, ends[0], one);
-  }
+inline void mix(const float* p, int64_t queries, const float* values, int64_t length, int64_t dim,
+                const float* next, float* out) {
   int64_t c = 0;
   for (; c + 16 <= dim; c += 16)
-    mix_columns<count, true>(p, stride, queries, values, length, dim, c, next, out);
-  if (c < dim) mix_columns<count, false>(p, stride, queries, values, length, dim, c, next, out);
+    mix_columns<count, true>(p, queries, values, length, dim, c, next, out);
+  if (c < dim) mix_columns<count, false>(p, queries, values, length, dim, c, next, out);
 }
 
 void attend(const float* q, int64_t queries, int64_t dim, const float* keys, const float* values,
-            int64_t length, const float* next, float* scores, float* out) {
-  const int64_t stride = padded(length, 16);
-  if (dim % 16)
-    score<false>(q, queries, dim, keys, values, length, scores, stride);
-  else
-    score<true>(q, queries, dim, keys, values, length, scores, stride);
+            const int64_t* lengths, int64_t length, const float* next, float* scores, float* out) {
+  constexpr int some = many_registers ? 8 : 4;
+  int64_t i = 0;
+  for (; i + some <= length; i += some)
+    score<some>(q, dim, keys + i * dim, values + i * dim, scores + kQueries * i);
+  for (; i < length; ++i)
+    score<1>(q, dim, keys + i * dim, values + i * dim, scores + kQueries * i);
+  F ends[2];
+  float found[2 * kQueries];
+  soften(scores, lengths, length, ends);
+  for (int k = 0; k < 2; ++k) store(found + kQueries * k, ends[k]);
   const int64_t count = many_registers && queries > 4 ? 16 : 4;
   for (int64_t j = 0; j < queries; j += count)
-    (count == 16 ? mix<16> : mix<4>)(scores + j * stride, stride, smaller(count, queries - j),
-                                     values, length, dim, next, out + j * (dim + 2));
+    (count == 16 ? mix<16> : mix<4>)(scores + j, smaller(count, queries - j), values, length, dim,
+                                     next, out + j * (dim + 2));
+  for (int64_t j = 0; j < queries; ++j)
+    for (int k = 0; k < 2; ++k) out[j * (dim + 2) + dim + k] = found[kQueries * k + j];
 }
