@@ -1,6 +1,7 @@
 """What a token leaves in its memory tells of it what listeners would be told."""
 
 import gc
+import time
 import weakref
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import pytest
 from flashmoe_lab import native
 from flashmoe_lab.storage.blocks import ReadError
 from flashmoe_lab.storage.page_cache import warm
+from flashmoe_lab.trace_batch import Batch
 from flashmoe_lab.watch import NOBODY, Watch
 
 pytestmark = pytest.mark.skipif(
@@ -127,3 +129,38 @@ def test_a_pass_within_a_pass_has_memory_of_its_own(open_engine, packed):
     asked = ["token", "layer", "expert"]
     found, expected = (run.trace.reads.sort_values(asked)[asked] for run in (found, expected))
     assert found.to_numpy().tolist() == expected.to_numpy().tolist()
+
+
+def test_moments_are_of_the_clock_that_the_trace_has(open_engine, packed):
+    """The kernels ask the system themselves."""
+
+    class Looking(Watch):
+        def token_begins(self, memory):
+            self.memory, self.before = memory, time.perf_counter_ns()
+
+        def token_ends(self):
+            moments = self.memory.parts.moments.ravel().tolist()
+            seen.append([self.before, *moments, time.perf_counter_ns()])
+
+    seen = []
+    with open_engine(packed("golden/hf", 4), resident=True) as engine:
+        engine.stream_generate(PROMPT, 4, watch=Looking()).wait()
+    assert len(seen) == 3 and all(moments == sorted(moments) for moments in seen)
+    assert all(len(moments) == 1 + 4 * len(engine.layers) + 1 for moments in seen)
+
+
+def test_a_token_leaves_nothing_for_pythons_collector(open_engine, packed, monkeypatch):
+    """It would walk over it in the midst of a later token."""
+    kept, of = [], Batch.of
+
+    def looked_at(notes):
+        parts = notes.opened, notes.surprise, notes.ids, notes.starts, notes.ends, notes.marks
+        kept.append([*map(len, parts)])
+        assert not any(gc.is_tracked(number) for part in parts for number in part)
+        assert len(notes.routings) == len(notes.chosen) == len(engine.layers)  # of the prompt
+        return of(notes)
+
+    monkeypatch.setattr(Batch, "of", looked_at)
+    with open_engine(packed("golden/hf", 4), resident=True) as engine:
+        engine.stream_generate(PROMPT, 9, trace="flow").wait()
+    assert len(kept) == 1 and kept[0][2:5] == [6 + 9, 1 + 9, 1 + 9]
