@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from flashmoe_lab.checkpoint.layer_file import BlockLayout
-from flashmoe_lab.storage.huge_pages import ask_for_huge_pages
+from flashmoe_lab.storage.huge_pages import touch_in_huge_pages
 
 _PAGE = 4096  # what direct reads ask of an address
 _TYPES = {
@@ -92,7 +92,7 @@ class SlotPool:
         shift = -raw.ctypes.data % _PAGE
         if shift % 4:
             raise MemoryError("MLX gave memory that is not aligned to 4 bytes")
-        ask_for_huge_pages(raw)
+        touch_in_huge_pages(raw)
         self._memory = [memory]
         self.address, self.stride_nbytes = raw.ctypes.data + shift, row
         self._views = [raw.reshape(self.slots, row)[:, shift : shift + nbytes]]
