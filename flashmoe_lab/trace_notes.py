@@ -1,10 +1,11 @@
 """What a tracer jots down while a token is under way: references and moments, and nothing else.
 
-A note costs a fraction of a microsecond; there are thirty of them in a token of eight layers, and a
-token may take a millisecond. Rows are made of them later (trace_rows.py). A moment closes what came
-before it, so the notes themselves count with what comes after. What a single token does where
-nobody looks is noted in its TokenMemory, as plain numbers, so that long runs leave no objects for
-Python's collector to walk over.
+A token may take less than a millisecond, in which processors have forgotten what the last one's
+notes need: each costs a microsecond, and each object that one touches some more. So there are few:
+what a single token does where nobody looks, the kernels note in its TokenMemory. All is plain
+numbers, so that Python's collector is not called in the midst of a run and has nothing to walk
+over. Rows are made of them later (trace_rows.py). A moment closes what came before it, so the notes
+themselves count with what comes after.
 """
 
 import math
