@@ -8,7 +8,6 @@ closed here.
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from pathlib import Path
 from flashmoe_lab.engine import Engine, EngineSettings
 from flashmoe_lab.storage.page_cache import evict, warm
 from flashmoe_lab.widgets.forms import Form, form_of, forms_of
-from flashmoe_lab.widgets.give_back import give_back
+from flashmoe_lab.widgets.give_back import give_back, keep_little
+from flashmoe_lab.widgets.one_thread import in_one_thread
 from flashmoe_lab.widgets.setting import AS_IT_IS, WARM, Setting
 
 
@@ -24,6 +24,7 @@ class Engines:
     """The other engine of one that was given; use `engine_for`."""
 
     def __init__(self) -> None:
+        keep_little()
         self._lock = threading.Lock()
         self._key: tuple[Form, EngineSettings] | None = None
         self._other: Engine | None = None
@@ -39,7 +40,7 @@ class Engines:
                 return
             if self._key != (form, settings) or self._other is None:
                 self.close_other()  # first: both in memory may be too much
-                self._other = _opening.submit(lambda: Engine(form.open(), settings)).result()
+                self._other = in_one_thread(lambda: Engine(form.open(), settings))
                 self._key = form, settings
             yield self._other
 
@@ -52,8 +53,6 @@ class Engines:
             give_back()  # a bank is large, and cycles hold it
 
 
-# One thread for all: the allocator keeps what was freed for the thread that had asked for it.
-_opening = ThreadPoolExecutor(1, "flashmoe-opening")
 _of: "weakref.WeakKeyDictionary[Engine, Engines]" = weakref.WeakKeyDictionary()
 _of_lock = threading.Lock()
 

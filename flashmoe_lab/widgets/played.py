@@ -6,7 +6,6 @@ text and figures and can be exported.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,10 @@ class Played:
     conditions: dict[str, str]
     trace: Trace
 
-    @cached_property
+    @property
     def plots(self) -> dict[str, Plot]:
-        """Experts, reads and time by layer, as far as the run went."""
+        """Experts, reads and time by layer, as far as the run went; drawn anew each time, for they
+        are larger than the record that they show."""
         found: dict[str, Plot] = {}
         for name, draw in _FIGURES.items():
             try:

@@ -5,6 +5,7 @@ MLX is at work in the engine's thread alone. The result is a plain output under 
 stays in the notebook. `play` does the same without widgets.
 """
 
+import gc
 import threading
 from html import escape
 from time import perf_counter
@@ -16,11 +17,11 @@ from flashmoe_lab.engine import Engine
 from flashmoe_lab.run import Run
 from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.widgets.controls import RunControls, button, note
-from flashmoe_lab.widgets.drawing import draw
 from flashmoe_lab.widgets.engines import engine_for, prepare
 from flashmoe_lab.widgets.give_back import give_back
 from flashmoe_lab.widgets.live import Live
 from flashmoe_lab.widgets.live_figure import HEIGHT, WIDTH, LiveFigure
+from flashmoe_lab.widgets.one_thread import in_one_thread
 from flashmoe_lab.widgets.pace import Pace
 from flashmoe_lab.widgets.played import Played, begin, played
 from flashmoe_lab.widgets.setting import Setting
@@ -189,19 +190,20 @@ class Playground:
         """Made once, for making one takes as long as a hundred tokens."""
         sizes = len(engine.layers), engine.config.num_experts, engine.reader.threads
         if self._figure is None or self._figure[0] != sizes:
-            self._figure = sizes, draw(lambda: LiveFigure(*sizes))
+            self._figure = sizes, in_one_thread(lambda: LiveFigure(*sizes))
+            gc.collect()  # now: so many new objects would have it done in the midst of a run
         self._figure[1].clear()
         return self._figure[1]
 
     def _draw(self, figure: LiveFigure, live: Live) -> None:
         figure.add(live.taken(), live.last)
-        self.image.value = draw(figure.png)
+        self.image.value = in_one_thread(figure.png)
         self.figures.value = note(figure.words, status=False)
 
     def _export(self) -> None:
         try:
             self._say("writing figures and trace")
-            files = draw(self.export)
+            files = in_one_thread(self.export)
             self._say(f"{len(files)} files are in {self.out.value}")
         except Exception as error:  # a thread's error would be lost
             self._say(f"{type(error).__name__}: {error}", failed=True)

@@ -10,7 +10,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import DisplayHandle, display
 
-from flashmoe_lab.widgets.drawing import draw
+from flashmoe_lab.widgets.one_thread import in_one_thread
 
 _NOTHING = {"text/html": "", "text/plain": ""}
 
@@ -35,7 +35,8 @@ class Shown:
 
     def show(self, content: Any) -> None:
         """Replace what is there; from any thread."""
-        self._put(content, {"text/html": draw(content._repr_html_), "text/plain": repr(content)})
+        html = in_one_thread(content._repr_html_)
+        self._put(content, {"text/html": html, "text/plain": repr(content)})
 
     def clear(self) -> None:
         """Show nothing."""
