@@ -18,7 +18,13 @@ from tests.browser.lab import Lab, Notebook, chromium_options, running_lab
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "data" / "demo_model" / "model.safetensors.index.json"
 # What JupyterLab itself logs: no fault of a notebook.
-_HARMLESS = ("favicon", "ResizeObserver loop", "/lab/api/workspaces", "WebSocket connection")
+_HARMLESS = (
+    "favicon",
+    "ResizeObserver loop",
+    "/lab/api/workspaces",
+    "WebSocket connection",
+    "Could not restore the debugger state",  # of the kernel that a notebook left for another
+)
 
 
 @pytest.fixture(scope="session")
