@@ -92,7 +92,8 @@ class SlotPool:
         shift = -raw.ctypes.data % _PAGE
         if shift % 4:
             raise MemoryError("MLX gave memory that is not aligned to 4 bytes")
-        touch_in_huge_pages(raw)
+        if mx.default_device() == mx.cpu:  # a GPU's memory is not malloc's
+            touch_in_huge_pages(raw)
         self._memory = [memory]
         self.address, self.stride_nbytes = raw.ctypes.data + shift, row
         self._views = [raw.reshape(self.slots, row)[:, shift : shift + nbytes]]
