@@ -117,7 +117,7 @@ def _with_waits(marks: np.ndarray, batch: Batch) -> np.ndarray:
             code(layer, "fetch", "io"),
             landing.wait_start_ns,
             landing.waited_ns,
-            number or landing.holds_some,
+            number or fetched.holds_some,
         )
         for one, layer, fetched in batch.fetches()
         for number, landing in enumerate(fetched.landings)

@@ -91,11 +91,6 @@ class Landing:
         """Whether finishing waits for nothing."""
         return self.records is not None or self._pending.done
 
-    @property
-    def holds_some(self) -> bool:
-        """Whether the bank held some of the placement's experts already."""
-        return len(self.placement.misses) < len(self.placement.slots)
-
     def _waited(self, wait: Callable[[], T]) -> T:
         start = perf_counter_ns()
         try:
@@ -206,6 +201,11 @@ class Fetched:
         """A placement's own reads that may be under way."""
         open_ones = [landing for landing in self.landings if landing.records is None]
         return [one for one in open_ones if one.placement.misses[0] in placement.slots]
+
+    @property
+    def holds_some(self) -> bool:
+        """Whether the bank held some of the first placement's experts already."""
+        return len(self.placed.misses) < len(self.placed.slots)
 
     def _is_held(self) -> bool:
         """Whether the first placement's experts lie in its slots, or its own reads bring them."""

@@ -1,13 +1,13 @@
 // flashmoe_lab._native: a whole layer.
 #include <nanobind/nanobind.h>
 
-#include <chrono>
 #include <optional>
 #include <type_traits>
 
 #include "block.h"
 #include "bound.h"
 #include "call.h"
+#include "clock.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -63,17 +63,13 @@ class Moments {
     at_ = numbers<int64_t>(*buffer_, 4, "moments");
   }
   void routed() {
-    const int64_t ns = now();
+    const int64_t ns = now_ns();
     set(0, ns), set(1, ns), set(2, 0), set(3, 0);
   }
-  void fetched() { set(2, now()); }
-  void done() { set(3, now()); }
+  void fetched() { set(2, now_ns()); }
+  void done() { set(3, now_ns()); }
 
  private:
-  static int64_t now() {
-    const auto since = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(since).count();
-  }
   void set(int moment, int64_t ns) {
     if (at_) at_[moment] = ns;
   }

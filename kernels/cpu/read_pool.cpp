@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,22 +12,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "clock.h"
+
 namespace flashmoe {
 namespace {
 
 constexpr size_t MAX_SEGMENTS = 1024;       // IOV_MAX on Linux and macOS
 constexpr int64_t AT_ONCE_BYTES = 1 << 20;  // copying more than this is work for threads
 constexpr size_t STAGING_BYTES = 1 << 20;   // the copy out of it should find it in the L2 cache
-
-int64_t now_ns() {
-  timespec now;
-#ifdef __APPLE__
-  clock_gettime(CLOCK_UPTIME_RAW, &now);
-#else
-  clock_gettime(CLOCK_MONOTONIC, &now);
-#endif
-  return int64_t(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
-}
 
 int64_t total_nbytes(const FileBlock& block) {
   int64_t total = 0;
