@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flashmoe_lab import PackedCheckpoint, kernels, native_layer
+from flashmoe_lab.stages.expert_fetch import ExpertFetch
 from flashmoe_lab.storage.blocks import ReadError
 from flashmoe_lab.storage.ways import PreadReader
 
@@ -139,3 +140,21 @@ def test_a_failed_read_is_told_and_forgotten(make, sample):
     expected, _ = make(32)
     ids = sample("golden/hf")[0][:20]
     np.testing.assert_array_equal(logits(model, ids, 20), logits(expected, ids, 20))
+
+
+def test_what_the_bank_held_is_known_beside_early_reads(make, sample, monkeypatch):
+    """Computing with it comes before the first wait, and the record must tell it so."""
+    found = []
+
+    def of(self, *arguments):
+        found.append(whole_of(self, *arguments))
+        return found[-1]
+
+    ids = sample("golden/hf")[0][:20]
+    model, _ = make(32)
+    logits(model, ids[:2], 2)
+    whole_of = ExpertFetch.of
+    monkeypatch.setattr(ExpertFetch, "of", of)
+    logits(model, ids, 20)
+    early = [one for one in found if len(one.landings) > 1]
+    assert early and all(one.hits and one.holds_some for one in early)
