@@ -125,9 +125,9 @@ Row prepare(const Matrix& m, bool integer, const float* x, void* memory) {
   return integer ? prepare_integer(m, x, memory) : prepare_exact(m, x, memory);
 }
 
-// Ask for a row some kilobytes before its turn, all of it at once and into the second-level cache.
-// While codes are unpacked too few loads are under way to keep memory busy; asked for one by one, or
-// into the first level, they come no sooner.
+// Ask for a row some kilobytes before its turn, into the second-level cache. While codes are unpacked
+// too few loads are under way to keep memory busy. One row by itself is asked for all at once: line
+// by line, or into the first level, it comes no sooner. Two at a time are asked for on the way.
 inline int64_t rows_ahead(const Matrix& m) { return 8192 / m.row_nbytes() + 1; }
 
 inline void ask_for(const uint8_t* p, int64_t nbytes) {
