@@ -82,7 +82,7 @@ class LiveFigure:
         self._time.set_ylabel("ms", labelpad=16)
         self._time.set_yticks(_TICKS, _NAMES)
         for ax, words in (
-            (self._heat, "experts chosen by layer; dark: by no token, bright: by most"),
+            (self._heat, "experts (across) by layer; dark: chosen by no token, bright: by most"),
             (self._reads, "reads of the last token"),
             (self._time, "time by layer"),
         ):
