@@ -2,7 +2,9 @@
 
 The page cache is asked about each block that the bank does not hold, unless the way of reading says
 it for certain: direct reads never come from it, and small batches are first tried without waiting
-(RWF_NOWAIT), which succeeds exactly where it holds all; the run's own thread then did the read.
+(RWF_NOWAIT), which succeeds where it holds all; the run's own thread then did the read. While the
+kernel moves such a page elsewhere in memory it is refused as well, and the read told as the SSD's:
+seen for one read in some hundred thousand.
 """
 
 import os

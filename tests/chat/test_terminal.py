@@ -268,7 +268,12 @@ def test_interrupt_of_the_program(directory):
     command += ["--max-tokens", "900000"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & ignores it
     ) as chat:
         assert chat.stdin and chat.stdout
         chat.stdin.write("Hi\n")

