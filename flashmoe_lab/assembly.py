@@ -27,13 +27,14 @@ def build_model(
     *,
     num_experts_per_tok: int | None = None,
     verify: bool = False,
+    prefetch: int = 0,
 ) -> Model:
     """A model whose resident part is in memory and whose experts come through `bank` and
     `reader`."""
     config = checkpoint.config
     k = num_experts_per_tok or config.num_experts_per_tok
     layers = [
-        _layer(checkpoint, weights, bank, reader, index, k, verify)
+        _layer(checkpoint, weights, bank, reader, index, k, verify, prefetch)
         for index in range(config.num_hidden_layers)
     ]
     embed = weights.linear("model.embed_tokens")
@@ -55,6 +56,7 @@ def _layer(
     index: int,
     num_experts_per_tok: int,
     verify: bool,
+    prefetch: int,
 ) -> Layer:
     config, path = checkpoint.config, f"model.layers.{index}"
     kind = config.layer_types[index]
@@ -70,7 +72,7 @@ def _layer(
         router=Router(
             weights.linear(f"{path}.mlp.gate"), num_experts_per_tok, config.norm_topk_prob
         ),
-        fetch=ExpertFetch(checkpoint.layers[index], bank, reader, verify, overlap=True),
+        fetch=ExpertFetch(checkpoint.layers[index], bank, reader, verify, True, prefetch),
         experts=Experts(index, bank),
         shared_expert=SharedExpert(
             weights.linear(f"{shared}.gate_proj"),

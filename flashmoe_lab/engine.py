@@ -103,6 +103,7 @@ class Engine:
             self.reader,
             num_experts_per_tok=self.num_experts_per_tok,
             verify=settings.verify,
+            prefetch=settings.prefetch,
         )
         if settings.checks:
             self.model.check = check_finite
@@ -322,6 +323,8 @@ class Engine:
     def close(self) -> None:
         """Stop what is under way and free threads and files."""
         self._thread.close()
+        with self.bank.lock:
+            self.bank.settle()
         self.reader.close()
 
     def __enter__(self) -> "Engine":

@@ -19,6 +19,9 @@ class EngineSettings:
         reader: "pread" (through the page cache), "direct" (past it) or "mmap" (to compare).
         threads, split: reading threads, and pieces that a block is read in. Where none of the three
             is named, what was tuned, or a rule (see reading.py).
+        prefetch: experts of the next layer, at the most, that are read before its router has
+            spoken, because it is likely to name them. It still decides alone: no number changes.
+            Of single tokens, where our own kernels run.
         policy: which expert the bank gives up: "lru".
         dtype: of activations; None is float32 on a CPU and bfloat16 on a GPU.
         verify: check each block's checksum the first time that it is read.
@@ -31,10 +34,15 @@ class EngineSettings:
     reader: str | None = None
     threads: int | None = None
     split: int | None = None
+    prefetch: int = 0
     policy: str = "lru"
     dtype: str | None = None
     verify: bool = False
     checks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prefetch < 0:
+            raise ValueError(f"prefetch is {self.prefetch} experts; it must be 0 or more")
 
     def bank_nbytes(self, checkpoint: PackedCheckpoint) -> int | None:
         """Memory for experts; None means room for all.

@@ -17,7 +17,7 @@ from flashmoe_lab.config import check_num_experts_per_tok
 from flashmoe_lab.model import Cancelled, Model, check_ids
 from flashmoe_lab.sampling import Constraint, Sampler, Sampling
 from flashmoe_lab.state import SequenceState
-from flashmoe_lab.storage.bank import BankCounts, ExpertBank
+from flashmoe_lab.storage.bank import ExpertBank
 from flashmoe_lab.storage.page_cache import process_read_nbytes
 from flashmoe_lab.tokenizer import TextStream, Tokenizer
 from flashmoe_lab.watch import NOBODY, Watch
@@ -91,17 +91,19 @@ class PhaseStats:
 class _Meter:
     """Adds what happens within its `with` blocks to a PhaseStats."""
 
-    def __init__(self, stats: PhaseStats, counts: BankCounts) -> None:
-        self.stats, self.counts = stats, counts
+    def __init__(self, stats: PhaseStats, bank: ExpertBank) -> None:
+        self.stats, self.bank = stats, bank
 
     def __enter__(self) -> None:
-        counts = self.counts
+        counts = self.bank.counts
         self._start = (counts.hits, counts.misses, counts.read_nbytes)
         self._os = process_read_nbytes()
         self._ns = time.perf_counter_ns()
 
     def __exit__(self, *exception: object) -> None:
-        stats, counts = self.stats, self.counts
+        stats, counts = self.stats, self.bank.counts
+        with self.bank.lock:  # what was read for nothing may still be on its way
+            self.bank.settle()
         stats.dur_ns += time.perf_counter_ns() - self._ns
         hits, misses, nbytes = self._start
         stats.hits += counts.hits - hits
@@ -236,7 +238,7 @@ def generate_tokens(
     sampler = Sampler(request.sampling, vocabulary, request.constraint)
     text = tokenizer.stream() if tokenizer else None
     chunk = request.prefill_chunk
-    with _Meter(stats.prefill, bank.counts):
+    with _Meter(stats.prefill, bank):
         if prefix:
             prefix.restore(state)
         stats.cached_tokens = state.length
@@ -257,7 +259,7 @@ def generate_tokens(
             if prefix:
                 prefix.keep(state)
             return
-        with _Meter(stats.decode, bank.counts):
+        with _Meter(stats.decode, bank):
             watch.pass_begins("decode", [token], state)
             logits = np.array(model([token], state, k, watch=watch))[0]
             watch.pass_ends()

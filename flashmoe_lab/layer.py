@@ -30,7 +30,7 @@ from flashmoe_lab.units import format_nbytes
 Steps = Generator[tuple[str, Any], Any, mx.array]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Layer:
     """A mixer (attention or DeltaNet), then a mixture of experts, each behind a norm and added to
     the stream."""
@@ -93,9 +93,12 @@ class Layer:
             if name in ("router", "fetch"):
                 answer = yield name, answer
 
-    def token(self, memory: TokenMemory, state: LayerState) -> None:
-        """The same of one token, from `memory.x` to `memory.x`, and nothing is shown."""
-        self.native.token(memory, state)
+    def token(
+        self, memory: TokenMemory, state: LayerState, following: "Layer | None" = None
+    ) -> None:
+        """The same of one token, from `memory.x` to `memory.x`, and nothing is shown. What the
+        `following` layer is likely to ask for is read meanwhile."""
+        self.native.token(memory, state, following)
 
     def reference(self, x: np.ndarray, num_experts_per_tok: int | None = None) -> np.ndarray:
         """A whole sequence x [T, hidden] from the empty state, in float64."""

@@ -49,11 +49,13 @@ class View:
         plain: layers of which nobody wants to see a stage that `native_steps` does not give.
         final: those of them whose router has the last word.
         unseen: those of these of which nobody wants to see anything where a single token passes.
+        ahead: those of these whose experts may be read before their router has spoken.
     """
 
     plain: frozenset[int] = frozenset()
     final: frozenset[int] = frozenset()
     unseen: frozenset[int] = frozenset()
+    ahead: frozenset[int] = frozenset()
 
 
 _WHOLE = View()
@@ -206,12 +208,14 @@ class Model:
         x = yield "embed", self.embed(mx.array([int(token) for token in tokens]))
         seen = view or _WHOLE
         held = None  # the memory, while x is the one in it
-        for layer in self.layers:
+        for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
             own = state[layer.index]
             if memory is not None and layer.index in seen.unseen and layer.native.takes(own):
                 if held is None:
                     held, memory.x[:] = memory, native.floats(x)
-                layer.token(memory, own)
+                if following is not None and following.index not in seen.ahead:
+                    following = None
+                layer.token(memory, own, following)
                 continue
             if held is not None:
                 held, x = None, mx.array(held.x)
@@ -307,8 +311,13 @@ class Model:
             fitting = {layer.index for layer in self.layers if self._fits_memory(layer)}
             final = plain - layers_of(hooks)
             unseen = final & fitting - watch.layers_heard
-            last = self._last_view = hooks, key, View(plain=plain, final=final, unseen=unseen)
+            view = View(plain=plain, final=final, unseen=unseen, ahead=self._ahead(unseen))
+            last = self._last_view = hooks, key, view
         return last[2]
+
+    def _ahead(self, unseen: frozenset[int]) -> frozenset[int]:
+        fetches = {n: self.layers[n].fetch for n in unseen}
+        return frozenset(n for n, fetch in fetches.items() if fetch.prefetch and fetch.overlap)
 
     def _fits_memory(self, layer: Layer) -> bool:
         """Whether a layer's router is of the size that all have."""

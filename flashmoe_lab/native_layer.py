@@ -8,6 +8,7 @@ bits. What the calls need is made of the layer's parts once, and again when one 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
+from weakref import proxy
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,8 @@ from flashmoe_lab import native
 from flashmoe_lab.config import check_num_experts_per_tok
 from flashmoe_lab.stages.attention import GatedAttention
 from flashmoe_lab.stages.delta_net import GatedDeltaNet
-from flashmoe_lab.stages.expert_fetch import ExpertFetch, Fetched, Landing
+from flashmoe_lab.stages.expert_fetch import ExpertFetch, Fetched
+from flashmoe_lab.stages.expert_landing import Landing
 from flashmoe_lab.stages.experts import Experts
 from flashmoe_lab.stages.linear import Linear
 from flashmoe_lab.stages.norm import RMSNorm
@@ -37,7 +39,8 @@ class NativeLayer:
     """What runs a layer natively."""
 
     def __init__(self, layer: "Layer") -> None:
-        self._layer = layer
+        # Each holds the other: the bank's memory would wait for Python's collector.
+        self._layer: Layer = proxy(layer)
         self._changes = -1
         self._places = native.Places(())
         self._held: tuple[Any, ...] = ()
@@ -85,8 +88,11 @@ class NativeLayer:
         self._held = (*arrays, *map(native.alias, arrays))  # as Places wants it
         self._changes = changes
 
-    def token(self, memory: TokenMemory, state: LayerState) -> None:
-        """One token, from `memory.x` to `memory.x`."""
+    def token(
+        self, memory: TokenMemory, state: LayerState, following: "Layer | None" = None
+    ) -> None:
+        """One token, from `memory.x` to `memory.x`; begins to read what the `following` layer is
+        likely to ask for."""
         layer, row = self._layer, memory.rows[self._layer.index]
         index, bank = layer.index, layer.fetch.bank
         self._refresh()
@@ -97,9 +103,12 @@ class NativeLayer:
         state.moved(1)
         experts = row[1].tolist()[0]
         with bank.lock:  # from the look-up to the end of what reads the slots
-            slots = bank.find(index, experts)
+            early = memory.ahead.pop(index, ())
+            slots = None if early else bank.find(index, experts)
             if slots is None:
-                slots = self._read(memory, experts)
+                slots = self._read(memory, experts, early, following)
+            elif following is not None:
+                self._look_ahead(memory, experts, following)
             if slots is not None:
                 memory.slots[0] = slots
                 native.after(
@@ -118,14 +127,34 @@ class NativeLayer:
                     early += fetch.begin(chosen[part])
             return fetch.of(chosen, early)
 
-    def _read(self, memory: TokenMemory, experts: Sequence[int]) -> list[int] | None:
+    def _look_ahead(self, memory: TokenMemory, experts: Sequence[int], following: "Layer") -> None:
+        """Begin to read what the next layer's router would choose if neither this layer's routed
+        experts, which are still to be computed, nor the next mixer added anything."""
+        fetch, k = following.fetch, memory.num_experts_per_tok
+        normed = following.post_norm(mx.array(memory.stream + memory.shared))
+        likely = np.array(following.router(normed, k).experts)[0].tolist()
+        missing = fetch.missing(likely)[: fetch.prefetch]
+        if missing:
+            busy = {(self._layer.index, expert) for expert in experts}
+            cached = memory.ask(following.index, missing)
+            memory.ahead[following.index] = fetch.begin_ahead(missing, busy, cached)
+
+    def _read(
+        self,
+        memory: TokenMemory,
+        experts: Sequence[int],
+        early: Sequence[Landing],
+        following: "Layer | None",
+    ) -> list[int] | None:
         """Bring what the bank does not hold, and give all slots; None if the experts were computed
         with as they came."""
         layer, (_, _, weights, moments) = self._layer, memory.rows[self._layer.index]
         cached = memory.ask(layer.index, experts)
         if type(cached) is dict:  # that took a while
             moments[1] = perf_counter_ns()
-        fetched = layer.fetch.of(np.array([experts]))
+        fetched = layer.fetch.of(np.array([experts]), early)
+        if following is not None:
+            self._look_ahead(memory, experts, following)
         if memory.reads is not None:
             memory.reads.append((layer.index, fetched, cached))
         if fetched.has_ended:

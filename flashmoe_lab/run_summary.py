@@ -26,12 +26,16 @@ def run_summary(engine: "Engine", run: Run) -> str:
         f"bank hits {decode.hit_rate:.1%} in decode",
         f"K={k}" + (f" [lossy: {', '.join(lossy)}]" if lossy else f" ({own})"),
         f"experts {engine.checkpoint.label}",
-        f"reader {engine.reading}",
+        f"reader {engine.reading}{_ahead_words(engine.settings.prefetch)}",
         _bank_words(engine.bank, engine.settings.resident),
     ]
     if run.trace is not None:
         parts.append(run.trace.summary())
     return "; ".join(parts)
+
+
+def _ahead_words(prefetch: int) -> str:
+    return f", {prefetch} ahead of the router" if prefetch else ""
 
 
 def _bank_words(bank: ExpertBank, resident: bool) -> str:

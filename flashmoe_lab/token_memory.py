@@ -52,6 +52,7 @@ class TokenMemory:
         reads: where a layer of which the bank did not hold all adds its number, what it fetched,
             and what `ask` said; None if nobody wants it.
         ask: called before reading with a layer's number and experts.
+        ahead: by layer, its reads that were begun while the layer before it ran.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TokenMemory:
         """Hold on to nobody who had asked for what is read."""
         self.reads: list[tuple[int, Any, Any]] | None = None
         self.ask: Callable[[int, Sequence[int]], Any] = _ask_nobody
+        self.ahead: dict[int, Sequence[Any]] = {}
 
 
 def _ask_nobody(layer: int, experts: Sequence[int]) -> None:

@@ -37,7 +37,23 @@ class _Fetch(NamedTuple):
 
     row: int
     fetched: Fetched
-    cached: Cached | None
+    cached: Cached
+
+
+class _Came(NamedTuple):
+    """What one landing brought for a layer.
+
+    Attributes:
+        table: records of its reads.
+        own_thread: the number that the run's own thread has in them.
+    """
+
+    row: int
+    table: np.ndarray
+    cached: Cached
+    own_thread: int
+    is_ahead: bool
+    is_used: bool
 
 
 def add_reads(recorder: Recorder, batch: Batch) -> None:
@@ -45,27 +61,31 @@ def add_reads(recorder: Recorder, batch: Batch) -> None:
     layers, fetches = _layers(batch)
     if not len(layers.layer):
         return
-    tables = [(fetch, table) for fetch in fetches for table in _came(fetch.fetched)]
-    came_for = np.repeat([f.row for f, _ in tables], [len(t) for _, t in tables]).astype(int)
+    landings = [landing for fetch in fetches for landing in _came(fetch)]
     # By their bytes: NumPy takes ten times as long over joining records as records.
-    came = np.frombuffer(b"".join([table.tobytes() for _, table in tables]), RECORD)
-    layers.asked[came_for, came["expert"]] = False
+    came = np.frombuffer(b"".join([landing.table.tobytes() for landing in landings]), RECORD)
+    sizes = [len(landing.table) for landing in landings]
+    came_for, ahead, used = (
+        np.repeat([getattr(landing, name) for landing in landings], sizes).astype(kind)
+        for name, kind in (("row", int), ("is_ahead", bool), ("is_used", bool))
+    )
+    layers.asked[came_for[used], came["expert"][used]] = False
     held_for, held = np.nonzero(layers.asked)
     routed_ns = layers.routed_ns[held_for]
     hits = dict.fromkeys(("submit_ns", "start_ns", "end_ns"), routed_ns)
     hits |= {"expert": held, "offset": 0, "nbytes": 0, "thread": -1, "source": _BANK}
     hits |= {"token": layers.position[held_for], "layer": layers.layer[held_for]}
+    hits |= {"wanted": WANTED.index("demand"), "used": True}
     columns: dict[str, Any] = hits
     if len(came):
         reads = {name: came[name] for name in RECORD.names or ()}
         reads |= {"token": layers.position[came_for], "layer": layers.layer[came_for]}
-        reads["source"] = _sources(tables, came)
+        reads |= {"source": _sources(landings), "used": used}
+        reads["wanted"] = np.where(ahead, WANTED.index("prefetch"), WANTED.index("demand"))
         order = np.argsort(np.concatenate([layers.routed_ns[came_for], routed_ns]), kind="stable")
         whole = {name: np.broadcast_to(values, len(held)) for name, values in hits.items()}
         columns = {name: np.concatenate([reads[name], whole[name]])[order] for name in whole}
-    recorder.tables["reads"].extend(
-        len(came) + len(held), **columns, wanted=WANTED.index("demand"), used=True
-    )
+    recorder.tables["reads"].extend(len(came) + len(held), **columns)
 
 
 def _layers(batch: Batch) -> tuple[_Layers, list[_Fetch]]:
@@ -115,11 +135,28 @@ def _key(number: np.ndarray, layer: np.ndarray) -> np.ndarray:
     return number << 16 | layer
 
 
-def _came(fetched: Fetched) -> list[np.ndarray]:
-    """Records of its reads; those of a failed one are lost."""
+def _came(fetch: _Fetch) -> list[_Came]:
+    """What its reads brought; records of a failed one are lost."""
+    fetched, own_thread = fetch.fetched, fetch.fetched.fetch.reader.threads
     with suppress(OSError, ValueError):
         fetched.wait()
-    return [part.records.table for part in fetched.landings if part.records is not None]
+    for landing in fetched.needless:
+        with fetched.fetch.bank.lock:
+            landing.settle()
+    parts = [(part, True) for part in fetched.landings]
+    parts += [(part, False) for part in fetched.needless]
+    return [
+        _Came(
+            row=fetch.row,
+            table=part.records.table,
+            cached=part.cached if part.is_ahead else fetch.cached,
+            own_thread=own_thread,
+            is_ahead=part.is_ahead,
+            is_used=is_used,
+        )
+        for part, is_used in parts
+        if part.records is not None
+    ]
 
 
 def _never_came(fetched: Fetched) -> list[int]:
@@ -127,17 +164,18 @@ def _never_came(fetched: Fetched) -> list[int]:
     return [expert for group in (*failed, *fetched.later) for expert in group]
 
 
-def _sources(tables: Sequence[tuple[_Fetch, np.ndarray]], came: np.ndarray) -> np.ndarray:
+def _sources(landings: Sequence[_Came]) -> np.ndarray:
     """Where the bytes of each piece were."""
-    sources = np.full(len(came), _UNKNOWN, np.uint8)
-    ends = np.cumsum([len(table) for _, table in tables], dtype=int).tolist()
-    for (fetch, table), end in zip(tables, ends, strict=True):
-        part, cached = slice(end - len(table), end), fetch.cached
+    sources = np.full(sum(len(came.table) for came in landings), _UNKNOWN, np.uint8)
+    end = 0
+    for came in landings:
+        cached, table = came.cached, came.table
+        part = slice(end, end + len(table))
+        end = part.stop
         if cached == SSD:
             sources[part] = _SSD
         elif cached == OWN_THREAD:
-            own = table["thread"] == fetch.fetched.fetch.reader.threads
-            sources[part] = np.where(own, _PAGE_CACHE, _SSD)
+            sources[part] = np.where(table["thread"] == came.own_thread, _PAGE_CACHE, _SSD)
         elif isinstance(cached, dict):
             there = [cached[expert] for expert in table["expert"].tolist()]
             sources[part] = np.where(there, _PAGE_CACHE, _SSD)

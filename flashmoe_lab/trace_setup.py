@@ -71,6 +71,7 @@ def conditions(engine: "Engine", request: GenerationRequest) -> dict[str, Any]:
         "reader": engine.reader.name,
         "threads": engine.reader.threads,
         "split": engine.reader.split,
+        "prefetch": engine.settings.prefetch,
         "prompt_tokens": len(request.prompt),
         "prefill_chunk": request.prefill_chunk,
         **asdict(request.sampling),

@@ -146,8 +146,9 @@ def test_summary_names_the_conditions(packed, open_engine):
         "bank 0 (nothing kept",
     ):
         assert words in summary
-    some = open_engine(packed("golden/mlx4"), bank_gb=0.001).generate(IDS, 3).summary
-    assert "slots, lru)" in some
+    engine = open_engine(packed("golden/mlx4"), bank_gb=0.001, reader="pread", prefetch=2)
+    some = engine.generate(IDS, 3).summary
+    assert "slots, lru)" in some and "split 1), 2 ahead of the router; bank" in some
 
 
 @pytest.mark.parametrize(

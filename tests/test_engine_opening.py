@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
+import weakref
 
 import mlx.core as mx
 import numpy as np
@@ -104,6 +106,7 @@ def test_verifying_while_streaming_changes_nothing(packed, open_engine, use_kern
         (dict(reader="fast"), "reader must be one of .*'fast'"),
         (dict(threads=0), "threads must be 1 to 64, got 0"),
         (dict(split=17), "split must be 1 to 16, got 17"),
+        (dict(prefetch=-1), "prefetch is -1 experts; it must be 0 or more"),
         (dict(policy="mru"), "policy is 'mru'; known are lru"),
         (dict(dtype="int8"), "dtype is 'int8'; known are"),
     ],
@@ -201,6 +204,26 @@ def test_dropping_leaves_nothing(packed, recwarn):
     gc.collect()
     worker.join(30)
     assert left_over() == before
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_closed_engine_s_memory_is_free_at_once(packed, prefetch):
+    """It may be most of the machine's, and the next engine wants it: Python's collector, which
+    breaks cycles, may come much later."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has no tokenizer
+        engine = fl.load(packed("golden/hf"), bank_gb=0.001, prefetch=prefetch)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.generate(IDS, 5)
+        run = engine.stream_generate(IDS, 5, trace="flow").wait()
+        engine.close()
+        pool = weakref.ref(engine.bank.pool(0))
+        del engine, run
+        assert pool() is None
+    finally:
+        gc.enable()
 
 
 def test_failed_opening_leaves_nothing(packed, open_engine):

@@ -12,8 +12,8 @@ from flashmoe_lab.storage.ways import READERS
 from flashmoe_lab.weights import DTYPES
 
 _SETTINGS = (
-    "num_experts_per_tok", "bank_gb", "resident", "reader", "threads", "split", "policy", "dtype",
-    "verify", "checks",
+    "num_experts_per_tok", "bank_gb", "resident", "reader", "threads", "split", "prefetch",
+    "policy", "dtype", "verify", "checks",
 )  # fmt: skip
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -45,6 +45,13 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--reader", choices=list(READERS), help="default: see tune")
     command.add_argument("--threads", type=int, help="reading threads")
     command.add_argument("--split", type=int, help="pieces that a block is read in")
+    command.add_argument(
+        "--prefetch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="experts of the next layer to read before its router has spoken; changes no number",
+    )
     command.add_argument("--policy", choices=list(POLICIES), default="lru")
     command.add_argument("--dtype", choices=list(DTYPES), help="of activations")
     command.add_argument("--verify", action="store_true", help="check each block when first read")

@@ -11,6 +11,7 @@ from flashmoe_lab.plots.plot import Plot
 from flashmoe_lab.plots.select import busiest_token, check_layer, pass_of, shown
 from flashmoe_lab.plots.style import (
     BLUE,
+    GREY,
     LANE,
     LANE_WORDS,
     ORANGE,
@@ -31,6 +32,8 @@ _MOST_LAYERS = 20
 _LEAST_WIDTH = 1 / 600  # of the axis: a shorter bar would be invisible
 _LETTER_WIDTH = 1 / 130  # of the axis
 _BINS = 160
+_AHEAD, _NEEDLESS = "read ahead of the router", "ahead, for nothing"
+_HOW = {"": {}, _AHEAD: {"hatch": "/////"}, _NEEDLESS: {"hatch": "/////", "alpha": 0.4}}
 
 
 def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None) -> Plot:
@@ -52,7 +55,8 @@ def io_timeline(trace: Trace, token: int | None = None, layer: int | None = None
     ax = axes[0, 0]
     places = {thread: place for place, thread in enumerate(threads)}
     _bars(ax, spans, LANE, data)
-    _bars(ax, reads.assign(row=reads.row.map(places)), SOURCE, data)
+    for how, mine in reads.assign(row=reads.row.map(places)).groupby("how"):
+        _bars(ax, mine, SOURCE, data, **_HOW[str(how)])
     ax.set_yticks([-1, *places.values()], ["the run", *threads.values()])
     ax.set_ylim(len(threads) - 0.4, -1.6 - 0.5 * _name_layers(ax, spans))
     ax.set_xlabel("ms since the pass began")
@@ -70,7 +74,7 @@ def _threads_at_work(trace: Trace, reads: pd.DataFrame) -> dict[int, str]:
 
 
 def _timeline(trace: Trace, token: int, layer: int | None) -> pd.DataFrame:
-    """kind, row, label, layer, expert, nbytes, start_ms, end_ms."""
+    """kind, row, label, layer, expert, nbytes, start_ms, end_ms, how (of `_HOW`)."""
     begin = trace.tokens.set_index("token").start_ns[token]
     reads, spans = (table[table.token == token] for table in (trace.reads, trace.spans))
     if layer is not None:
@@ -88,11 +92,17 @@ def _timeline(trace: Trace, token: int, layer: int | None) -> pd.DataFrame:
                 "nbytes": table.nbytes if kind == "read" else 0,
                 "start_ms": (table.start_ns - begin) / 1e6,
                 "end_ms": (table.end_ns - begin) / 1e6,
+                "how": _how(table) if kind == "read" else "",
             }
         )
         for kind, table in (("span", spans), ("read", reads))
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def _how(reads: pd.DataFrame) -> np.ndarray:
+    ahead = np.where(reads.used, _AHEAD, _NEEDLESS)
+    return np.where(reads.wanted == "prefetch", ahead, "")
 
 
 def _name_layers(ax: Axes, spans: pd.DataFrame) -> bool:
@@ -110,7 +120,9 @@ def _name_layers(ax: Axes, spans: pd.DataFrame) -> bool:
     return True
 
 
-def _bars(ax: Axes, data: pd.DataFrame, colours: dict[str, str], whole: pd.DataFrame) -> None:
+def _bars(
+    ax: Axes, data: pd.DataFrame, colours: dict[str, str], whole: pd.DataFrame, **how: Any
+) -> None:
     least = (whole.end_ms.max() - whole.start_ms.min()) * _LEAST_WIDTH
     ax.barh(
         data.row,
@@ -120,16 +132,21 @@ def _bars(ax: Axes, data: pd.DataFrame, colours: dict[str, str], whole: pd.DataF
         color=[colours[label] for label in data.label],
         edgecolor="white",
         linewidth=0.2,
+        **how,
     )
 
 
 def _entries(reads: pd.DataFrame, spans: pd.DataFrame) -> list[Patch]:
     found = [(LANE, LANE_WORDS, spans), (SOURCE, SOURCE_WORDS, reads)]
-    return [
+    entries = [
         Patch(color=colours[name], label=("read from " if words is SOURCE_WORDS else "") + word)
         for colours, words, table in found
         for name, word in words.items()
         if name in set(table.label)
+    ]
+    kinds = [how for how in _HOW if how and how in set(reads.how)]
+    return entries + [
+        Patch(facecolor=GREY, edgecolor="white", label=how, **_HOW[how]) for how in kinds
     ]
 
 

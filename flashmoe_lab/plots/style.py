@@ -123,6 +123,8 @@ def conditions(trace: Trace) -> str:
     name = str(facts["model"]).rstrip("/").rsplit("/", 1)[-1]
     name = re.sub(r"-[0-9a-f]{16}$", "", name)  # the digest of a pack in the cache
     bank = f"bank {facts['bank_slots']} slots" if facts["bank_keeps"] else "no bank"
+    if facts.get("prefetch"):
+        bank += f", {facts['prefetch']} ahead of the router"
     notes = [f"lossy: {facts['lossy']}"] if facts.get("lossy") else []
     notes += [f"intercepted {facts['intercepted']}"] if facts.get("intercepted") else []
     ended = str(facts.get("finish_reason"))

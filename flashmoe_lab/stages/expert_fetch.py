@@ -6,98 +6,22 @@ that are there while the others are still being read. A chunk of a prompt may na
 the bank has slots; then they come in waves, each expert read once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from time import perf_counter_ns
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from flashmoe_lab.cards import card
 from flashmoe_lab.checkpoint.layer_file import LayerFile
+from flashmoe_lab.stages.expert_landing import Landing, end
 from flashmoe_lab.stages.part import Part
 from flashmoe_lab.stages.router import Routing
-from flashmoe_lab.storage.bank import ExpertBank, Placement
-from flashmoe_lab.storage.reader import BlockBatch, Pending, Reader, ReadRecords
+from flashmoe_lab.storage.bank import ExpertBank, Key, Placement
+from flashmoe_lab.storage.reader import BlockBatch, Pending, Reader, ReadError, ReadRecords
 
-T = TypeVar("T")
 _LANDING_NBYTES = 4 << 20  # computing with less at once costs more in calls than waiting does
-
-
-class Landing:
-    """The reads of one placement, under way into its slots.
-
-    `parts` gives what has come while the rest is still being read; `finish` waits for all. What
-    fails is forgotten by the bank, and the error is raised to whoever asks for the experts.
-
-    Attributes:
-        records: what was read, once all has come well.
-        wait_start_ns, waited_ns: when somebody first waited here for reads (0: nobody yet), and for
-            how long in all.
-    """
-
-    def __init__(self, fetch: "ExpertFetch", placement: Placement, pending: Pending) -> None:
-        self.fetch, self.placement = fetch, placement
-        self.records: ReadRecords | None = None
-        self.wait_start_ns = self.waited_ns = 0
-        self._pending = pending
-        self._error: BaseException | None = None
-
-    def finish(self) -> ReadRecords:
-        """Wait for every read; their records.
-
-        Raises:
-            ReadError: a block could not be read whole.
-            ValueError: a block has not the checksum that it should have.
-        """
-        if self._error is not None:
-            raise self._error
-        if self.records is None:
-            try:
-                records = self._waited(self._pending.wait)
-                self.fetch.verify(self.placement)
-                self.records = self.fetch.count(records)
-            except BaseException as error:
-                _end(self._pending)
-                self.fetch.give_up(self.placement)
-                self._error = error
-                raise
-        return self.records
-
-    def settle(self) -> None:
-        """Wait for every read, and leave an error to the one who finishes."""
-        if self._error is None:
-            with suppress(OSError, ValueError):
-                self.finish()
-
-    def parts(self) -> Iterator[Placement]:
-        """The misses of the placement in parts, as they come."""
-        slots, misses = self.placement.slots, self.placement.misses
-        verifies = self.fetch.verifies  # no longer, once the last of its blocks was checked
-        if not verifies:
-            landed = self._pending.landed(self.fetch.landing_blocks)
-            while numbers := self._waited(lambda: next(landed, None)):
-                came = tuple(misses[number] for number in sorted(numbers))
-                yield Placement(
-                    layer=self.placement.layer, slots={e: slots[e] for e in came}, misses=came
-                )
-        self.finish()
-        if verifies:
-            yield replace(self.placement, slots={expert: slots[expert] for expert in misses})
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether finishing waits for nothing."""
-        return self.records is not None or self._pending.done
-
-    def _waited(self, wait: Callable[[], T]) -> T:
-        start = perf_counter_ns()
-        try:
-            return wait()
-        finally:
-            self.wait_start_ns = self.wait_start_ns or start
-            self.waited_ns += perf_counter_ns() - start
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,6 +33,7 @@ class Fetched:
     Attributes:
         experts: int [T, K], as routed.
         later: experts that did not fit beside the first, in groups to be brought one after another.
+        needless: reads that were begun ahead, of experts that are not asked for.
         hits, misses: distinct experts found in the bank, and read; of the waves so far.
     """
 
@@ -117,6 +42,7 @@ class Fetched:
     later: list[list[int]]
     fetch: "ExpertFetch"
     landings: list[Landing] = field(default_factory=list)
+    needless: list[Landing] = field(default_factory=list)
     hits: int = 0
     misses: int = 0
 
@@ -232,6 +158,7 @@ class ExpertFetch(Part):
         file: where the layer's blocks lie.
         verify: check each block against its checksum the first time that it is read.
         overlap: do not wait for the reads; who computes gets the experts as they come.
+        prefetch: experts at the most that are read before the router has spoken; with `overlap`.
     """
 
     def __init__(
@@ -241,8 +168,10 @@ class ExpertFetch(Part):
         reader: Reader,
         verify: bool = False,
         overlap: bool = False,
+        prefetch: int = 0,
     ) -> None:
         self.file, self.bank, self.reader, self.overlap = file, bank, reader, overlap
+        self.prefetch = prefetch
         self.landing_blocks = -(-_LANDING_NBYTES // file.layout.block_nbytes)
         self._offsets = file.offset(0) + file.layout.block_nbytes * np.arange(file.num_experts)
         self._unverified = set(range(file.num_experts)) if verify else set[int]()
@@ -263,17 +192,30 @@ class ExpertFetch(Part):
         """
         return self.of(np.array(routing.experts))
 
-    def of(self, experts: np.ndarray, early: Sequence[Landing] = ()) -> Fetched:
-        """The same for experts int [T, K]; those in `early` are under way since `begin`."""
-        groups = self.bank.waves(self.file.layer, np.unique(experts).tolist())
+    def of(self, experts: np.ndarray, early: Sequence[Landing] | None = None) -> Fetched:
+        """The same for experts int [T, K].
+
+        Given `early`, what is under way for them since `begin` or `begin_ahead`, no other reads are
+        waited for.
+        """
+        asked = np.unique(experts).tolist()
+        groups = self.bank.waves(self.file.layer, asked)
+        keys = {(self.file.layer, expert) for expert in asked}
+        # Others may have placed since, or found that one failed; then it is to be read again.
+        mine = [
+            landing
+            for landing in early or ()
+            if not keys.isdisjoint(landing.keys) and self.bank.holds(landing.placement)
+        ]
         fetched = Fetched(
             experts=experts,
             placed=Placement(layer=self.file.layer, slots={}, misses=()),
             later=groups[1:],
             fetch=self,
-            landings=list(early),
+            landings=mine,
+            needless=[landing for landing in early or () if landing not in mine],
         )
-        fetched.placed = self.bring(groups[0], fetched)
+        fetched.placed = self.bring(groups[0], fetched, waits=early is None)
         return fetched
 
     @property
@@ -289,16 +231,39 @@ class ExpertFetch(Part):
         placement = self.bank.place_early(self.file.layer, np.unique(experts).tolist())
         return [self._read(placement)] if placement.misses else []
 
+    def missing(self, experts: Iterable[int]) -> list[int]:
+        """Those that the bank does not hold, in the order given."""
+        return [expert for expert in experts if (self.file.layer, expert) not in self.bank]
+
+    def begin_ahead(
+        self, experts: Iterable[int], busy: Collection[Key], cached: Any = None
+    ) -> list[Landing]:
+        """Start to read experts that are `missing` and likely to be asked for, each by itself, as
+        far as the bank has room; the slots of `busy` are computed with meanwhile.
+
+        `of` what is asked for takes them. One that is not stays in the bank until the policy gives
+        it up, and an error in reading it is nobody's.
+        """
+        landings: list[Landing] = []
+        for expert in experts:
+            placement = self.bank.place_ahead(self.file.layer, expert, busy)
+            if placement is None:
+                break
+            with suppress(ReadError):
+                landings.append(self._read(placement, is_ahead=True, cached=cached))
+        return landings
+
     def preload(self) -> None:
         """Bring every expert of the layer, for a model that is to be wholly in memory."""
         self(Routing.of_all(self.file.num_experts)).wait()
 
-    def bring(self, experts: list[int], fetched: Fetched) -> Placement:
+    def bring(self, experts: list[int], fetched: Fetched, waits: bool = True) -> Placement:
         """Place experts in the bank, start to read those that were not there, and note it in
-        `fetched`."""
+        `fetched`; unless it `waits`, while other reads are under way."""
         with self.bank.lock:
             begun = {e for landing in fetched.landings for e in landing.placement.misses}
-            placement = self.bank.place(self.file.layer, experts, begun.intersection(experts))
+            early = None if waits else begun.intersection(experts)
+            placement = self.bank.place(self.file.layer, experts, early)
             fetched.hits += len(experts) - len(placement.misses)
             fetched.misses += len(placement.misses)
             missing = tuple(expert for expert in placement.misses if expert not in begun)
@@ -306,7 +271,7 @@ class ExpertFetch(Part):
                 fetched.landings.append(self._read(replace(placement, misses=missing)))
             return placement
 
-    def _read(self, placement: Placement) -> Landing:
+    def _read(self, placement: Placement, **told: Any) -> Landing:
         misses = np.array(placement.misses)
         pool = self.bank.pool(self.file.layer)
         batch = BlockBatch(
@@ -323,12 +288,12 @@ class ExpertFetch(Part):
             if not self.overlap:
                 pending = _Ended(pending.wait())
         except BaseException:
-            _end(pending)
+            end(pending)
             self.give_up(placement)
             raise
-        landing = Landing(self, placement, pending)
+        landing = Landing(self, placement, pending, **told)
         if self.overlap:
-            self.bank.landing(landing.settle)
+            self.bank.landing(landing)
         else:
             landing.finish()
         return landing
@@ -353,19 +318,6 @@ class ExpertFetch(Part):
         """An expert's matrices [out, in] by projection in float64, read from the file without the
         bank."""
         return self.file.matrices64(expert)
-
-
-def _end(pending: Pending) -> None:
-    """Wait until no thread writes into the slots any more, however often Ctrl-C is pressed: only
-    then may others have them."""
-    while True:
-        try:
-            pending.wait()
-        except KeyboardInterrupt:
-            continue
-        except Exception:  # its owner has it already
-            return
-        return
 
 
 class _Ended:

@@ -13,6 +13,7 @@ holds `lock` meanwhile.
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -41,6 +42,25 @@ class Placement:
     misses: tuple[int, ...]
 
 
+class UnderWay(Protocol):
+    """Reads into slots that were placed.
+
+    Attributes:
+        keys: whose slots they write.
+    """
+
+    keys: frozenset[Key]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `settle` waits for nothing."""
+        ...
+
+    def settle(self) -> None:
+        """Wait for them and forget what did not come; does not raise for a failed read."""
+        ...
+
+
 @dataclass(slots=True)
 class BankCounts:
     """What the bank was asked since it was made: experts found, experts not, and the bytes read for
@@ -65,7 +85,7 @@ class _Shelf:
         self.slot_of: dict[Key, int] = {}
         self.free = list(range(pool.slots - 1, -1, -1))
 
-    def take_slot(self, pinned: set[Key]) -> int:
+    def take_slot(self, pinned: Collection[Key]) -> int:
         if self.free:
             return self.free.pop()
         key = self.policy.victim(pinned)
@@ -110,7 +130,7 @@ class ExpertBank:
         self._shelves = list(shelves.values())
         self._shelf_of = {layer.layer: shelves[layer.layout] for layer in layers}
         self.lock = threading.RLock()
-        self._landing: list[Callable[[], None]] = []
+        self._landing: list[UnderWay] = []
         self._busy: list[mx.array] = []
         self._busy_nbytes = 0
 
@@ -166,8 +186,24 @@ class ExpertBank:
             own.add(key)
         return Placement(layer=layer, slots=slots, misses=tuple(slots))
 
+    def place_ahead(self, layer: int, expert: int, busy: Collection[Key]) -> Placement | None:
+        """Give a slot to an expert that the bank does not hold and that nobody has asked for yet.
+
+        Unlike after `place_early` the bank is another one if nobody asks for it. Slots of `busy`
+        and of reads under way stay theirs, and as many as `busy` has are left to the next `place`;
+        None where the pool is too small for that. Waits for no reads under way.
+        """
+        shelf, coming = self._shelf_of[layer], self._under_way()
+        if not self.keeps or shelf.pool.slots <= 2 * len(busy) + len(coming.difference(busy)):
+            return None
+        self._finish()
+        key = (layer, expert)
+        slot = shelf.slot_of[key] = shelf.take_slot(coming.union(busy))
+        shelf.policy.admit(key)
+        return Placement(layer=layer, slots={expert: slot}, misses=(expert,))
+
     def place(
-        self, layer: int, experts: Sequence[int], early: Collection[int] = frozenset()
+        self, layer: int, experts: Sequence[int], early: Collection[int] | None = None
     ) -> Placement:
         """Find or give every expert a slot; the caller reads the misses before anybody computes
         with them.
@@ -177,8 +213,9 @@ class ExpertBank:
         reader.
 
         Args:
-            early: those that `place_early` gave slots since, under the same lock: they are misses
-                too, and as their reads may be under way, no reads are waited for.
+            early: those that `place_early` or `place_ahead` gave slots, which they still have, and
+                whose reads may be under way: they are misses too, and no reads are waited for but
+                those of the others.
 
         Raises:
             ValueError: more experts than the pool has slots.
@@ -189,15 +226,18 @@ class ExpertBank:
                 f"layer {layer}: {len(experts)} experts at once, "
                 f"the bank has {shelf.pool.slots} slots; use waves()"
             )
-        if not early:
+        keys = [(layer, expert) for expert in experts]
+        if early is None:
             self.settle()
+        else:
+            self._settle_some(keys, frozenset((layer, expert) for expert in early))
+        early = early or ()
         if not self.keeps:
             self.forget(list(shelf.slot_of))
-        keys = [(layer, expert) for expert in experts]
         misses = sorted(key for key in keys if key not in shelf.slot_of or key[1] in early)
         if misses:
             self._finish()
-        missed, pinned = set(misses), set(keys)
+        missed, pinned = set(misses), self._under_way().union(keys)
         for key in keys:
             if key not in missed:
                 shelf.policy.touch(key)
@@ -220,7 +260,8 @@ class ExpertBank:
         them all, and they are to be placed."""
         if not self.keeps:
             return None
-        self.settle()
+        if self._landing:
+            self._settle_some([(layer, expert) for expert in experts])
         shelf = self._shelf_of[layer]
         slot_of = shelf.slot_of
         try:
@@ -247,18 +288,25 @@ class ExpertBank:
                 shelf.policy.discard(key)
                 shelf.free.append(slot)
 
-    def landing(self, finish: Callable[[], None]) -> None:
-        """Announce reads under way into slots that were just placed.
-
-        `finish` waits for them and forgets what did not come; it is called before anything else is
-        placed, but for the same chunk, and must not raise for a failed read.
-        """
-        self._landing.append(finish)
+    def landing(self, reads: UnderWay) -> None:
+        """Announce reads under way into slots that were just placed. They are settled before
+        anything else is placed, but what was placed early or ahead."""
+        self._landing.append(reads)
 
     def settle(self) -> None:
         """Wait for the reads that were announced with `landing`."""
         while self._landing:
-            self._landing.pop(0)()
+            self._landing.pop(0).settle()
+
+    def _settle_some(self, keys: Sequence[Key], but: frozenset[Key] = frozenset()) -> None:
+        """The same where they have ended, or bring some of `keys`, and none of `but`."""
+        for reads in list(self._landing):
+            if but.isdisjoint(reads.keys) and (reads.has_ended or not reads.keys.isdisjoint(keys)):
+                self._landing.remove(reads)
+                reads.settle()
+
+    def _under_way(self) -> frozenset[Key]:
+        return frozenset[Key]().union(*(reads.keys for reads in self._landing))
 
     def in_use(self, product: mx.array) -> None:
         """Announce a lazy product that reads slots: it is finished before any slot is

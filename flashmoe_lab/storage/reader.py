@@ -6,7 +6,7 @@ each takes one piece of a block at a time, so the SSD sees many requests at once
 There is one class for each way of reading (ways.py), and all of them bring the same bytes.
 
 A reader does not choose where a block goes (bank.py), does not know what its bytes mean
-(checkpoint/), checks no checksums, and never reads ahead of what it is asked for.
+(checkpoint/), checks no checksums, and reads nothing but what it is asked for.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The same policy objects and the same order as in the engine's bank, without memory or reading, so
 the simulation of the bank that a run had gives that run's own hits, if its layers are packed alike
-(the engine keeps blocks of each size apart). What differs from a real run: the experts are those of
-this text, and nothing is said about time.
+(the engine keeps blocks of each size apart) and nothing was read ahead of the router. What differs
+from a real run: the experts are those of this text, and nothing is said about time.
 """
 
 import heapq

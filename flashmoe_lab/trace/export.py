@@ -111,7 +111,7 @@ def _depth(reads: pd.DataFrame, begin: int) -> Iterator[Event]:
 
 def _bank(reads: pd.DataFrame, begin: int) -> Iterator[Event]:
     """Experts found in the bank and read, so far."""
-    asked = reads.drop_duplicates(["token", "layer", "expert"])
+    asked = reads[reads.used].drop_duplicates(["token", "layer", "expert"])
     steps = asked.assign(hit=asked.nbytes == 0).groupby(["token", "layer"], sort=False)
     sums = steps.agg(time=("submit_ns", "max"), hits=("hit", "sum"), count=("hit", "size"))
     sums = sums.sort_values("time")
@@ -155,10 +155,8 @@ def block_nbytes(trace: Trace) -> np.ndarray:
 
 def requests(trace: Trace) -> pd.DataFrame:
     """pass, token, layer, expert, hit: every block that a pass asked for, once, in order."""
-    reads = trace.reads
-    asked = reads.drop_duplicates(["token", "layer", "expert"]).sort_values(
-        ["token", "layer", "expert"], kind="stable"
-    )
+    key = ["token", "layer", "expert"]
+    asked = trace.reads[trace.reads.used].drop_duplicates(key).sort_values(key, kind="stable")
     table = asked[["token", "layer", "expert"]].reset_index(drop=True)
     table.insert(0, "pass", table.token.rank(method="dense").astype(int) - 1)
     return table.assign(hit=(asked.nbytes == 0).to_numpy())

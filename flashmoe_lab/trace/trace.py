@@ -132,18 +132,20 @@ class Trace:
     def summary(self) -> str:
         """One line: what the record holds, and what it cost."""
         facts = self.facts
-        reads = read_nbytes = 0
-        for part in self._parts("reads", ["nbytes"]):
+        reads = read_nbytes = needless = 0
+        for part in self._parts("reads", ["nbytes", "used"]):
             reads += int((part.nbytes > 0).sum())
             read_nbytes += int(part.nbytes.sum())
+            needless += int(part.nbytes[~part.used].sum())
+        nothing = f" ({format_nbytes(needless)} for nothing)" if needless else ""
         dur = max(self.dur_ns, 1)
         lanes = ", ".join(f"{lane} {ns / dur:.0%}" for lane, ns in self.lane_ns.items() if ns)
         arrays = f", {facts['arrays']} arrays kept" if facts.get("arrays") else ""
         return (
             f"trace ({self.mode}{arrays}): {self._rows('tokens')} tokens in {dur / 1e9:.2f} s, "
             f"{self._rows('routing'):,} choices, {reads:,} reads of "
-            f"{format_nbytes(read_nbytes)}; the page cache held {self.cached_words} of the "
-            f"experts at the start; spans explain {self.closure:.1%} of the time ({lanes}); "
+            f"{format_nbytes(read_nbytes)}{nothing}; the page cache held {self.cached_words} of "
+            f"the experts at the start; spans explain {self.closure:.1%} of the time ({lanes}); "
             f"recording took {facts.get('record_ns', 0) / dur:.1%}"
         )
 

@@ -7,7 +7,7 @@ from flashmoe_lab import plots
 from flashmoe_lab.plots.cache import stack_distances
 from flashmoe_lab.plots.style import conditions
 from flashmoe_lab.trace import Recorder
-from tests.trace.made import MS, made_trace
+from tests.trace.made import MS, made_trace, read_ahead
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,23 @@ def test_io_timeline_shows_the_pass_that_read_most(trace):
     ]
     spans = plot.data[plot.data.kind == "span"]
     assert spans.start_ms.tolist() == [0, 1, 5, 11, 15, 30] and set(spans.row) == {-1}
+
+
+def test_io_timeline_tells_what_was_read_ahead(trace):
+    plot = plots.io_timeline(read_ahead(trace))
+    reads = plot.data[plot.data.kind == "read"]
+    assert reads[["expert", "how"]].values.tolist() == [
+        [3, ""],
+        [0, "read ahead of the router"],
+        [2, "ahead, for nothing"],
+    ]
+    assert set(plot.data[plot.data.kind == "span"].how) == {""}
+    axes = plot.figure.axes[0]
+    hatched = [patch for patch in axes.patches if patch.get_hatch()]
+    assert [(patch.get_y() + 0.4, patch.get_alpha()) for patch in hatched] == [(1, 0.4), (0, None)]
+    names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
+    assert names[-2:] == ["read ahead of the router", "ahead, for nothing"]
+    assert "2 ahead of the router, pread" in conditions(read_ahead(trace))
 
 
 def test_io_timeline_of_a_layer_and_of_a_chunk(trace):

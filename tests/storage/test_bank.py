@@ -74,12 +74,80 @@ def test_find_of_what_is_not_all_there_changes_nothing(make):
     assert nothing.find(0, [1]) is None  # a bank that keeps nothing has nothing to be found
 
 
+class Reads:
+    """Reads under way, which fail."""
+
+    def __init__(self, bank, *keys):
+        self.bank, self.keys, self.has_ended, self.settled = bank, frozenset(keys), False, 0
+
+    def settle(self):
+        self.settled += 1
+        self.bank.forget(self.keys)
+
+
 def test_find_waits_for_reads_under_way(make):
     """One that fails is forgotten then, and not found."""
     bank = make(4)
     bank.place(0, [1])
-    bank.landing(lambda: bank.forget([(0, 1)]))
+    bank.landing(Reads(bank, (0, 1)))
     assert bank.find(0, [1]) is None
+
+
+def test_only_what_is_asked_for_is_waited_for(make):
+    """Or what waits for nothing."""
+    bank = make(8)
+    bank.place(0, [1, 2, 3, 4])
+    reads = [Reads(bank, (0, expert)) for expert in (2, 3, 4)]
+    for one in reads:
+        bank.landing(one)
+    assert bank.find(0, [1]) is not None
+    assert bank.place(0, [1, 5], early=()).misses == (5,)
+    assert [one.settled for one in reads] == [0, 0, 0]
+    reads[1].has_ended = True
+    assert bank.place(0, [1, 2], early=[2]).misses == (2,)  # whose reads those are
+    assert [one.settled for one in reads] == [0, 1, 0]
+    assert bank.place(0, [2, 4], early=()).misses == (2, 4)  # both had failed
+    assert [one.settled for one in reads] == [1, 1, 1]
+    last = Reads(bank, (0, 2))
+    bank.landing(last)
+    bank.place(0, [1])
+    assert last.settled == 1  # where nobody says that reads may go on
+
+
+def test_placing_ahead_takes_no_slot_that_is_in_use(make):
+    """Of what is computed with, of reads under way, and of what may be asked for next."""
+    bank = make(7, policy=MRU)
+    bank.place(0, [0, 1, 2])
+    bank.place(1, [4, 5, 6, 7])
+    busy = {(0, 0), (0, 1), (0, 2)}
+    ahead = bank.place_ahead(1, 3, busy)
+    assert ahead is not None and (ahead.misses, list(ahead.slots)) == ((3,), [3])
+    assert busy < set(bank.contents()) and len(bank.contents()) == 7
+    coming = Reads(bank, (1, 3))
+    bank.landing(coming)
+    assert bank.place_ahead(1, 7, busy) is None  # three slots for each, and one is being read into
+    assert bank.place(1, [0, 1, 2], early=()).misses == (0, 1, 2)
+    assert (1, 3) in bank and not coming.settled
+    assert (bank.counts.hits, bank.counts.misses) == (0, 10)  # nobody has asked for it
+
+
+def test_what_was_placed_ahead_is_a_miss_when_it_is_asked_for(make):
+    one, other = make(8), make(8)
+    for bank in (one, other):
+        bank.place(0, [1, 2])
+    slots = {}
+    for expert in (5, 3):
+        placement = one.place_ahead(1, expert, {(0, 1), (0, 2)})
+        assert placement is not None
+        slots |= placement.slots
+    found, expected = one.place(1, [3, 4, 5], slots), other.place(1, [3, 4, 5])
+    assert found.misses == expected.misses and found.slots.items() >= slots.items()
+    assert one.counts == other.counts
+    assert list(one._shelves[0].policy) == list(other._shelves[0].policy)
+
+
+def test_a_bank_that_keeps_nothing_places_nothing_ahead(make):
+    assert make(0, workspace=8).place_ahead(0, 1, set()) is None
 
 
 def test_lru_over_layers(make):

@@ -72,6 +72,18 @@ def made_trace(**facts: Any) -> Trace:
     )
 
 
+def read_ahead(trace: Trace) -> Trace:
+    """The same, with the last pass's read of layer 1 begun ahead of the router, and another, of
+    expert 2, that was for nothing."""
+    reads = trace.reads.copy()
+    ahead = (reads.token == 3) & (reads.layer == 1) & (reads.nbytes > 0)
+    reads.loc[ahead, "wanted"] = "prefetch"
+    needless = reads[ahead].assign(expert=2, thread=1, used=False).astype(reads.dtypes)
+    tables = {name: getattr(trace, name) for name in ("tokens", "routing", "spans")}
+    tables["reads"] = pd.concat([reads, needless], ignore_index=True)
+    return Trace(tables | {"run": trace.run.assign(prefetch=2)})
+
+
 def _tokens() -> pd.DataFrame:
     token, phase, ids, text, start, end, logprob, entropy = zip(*TOKENS, strict=True)
     columns = {

@@ -14,7 +14,7 @@ from flashmoe_lab.trace.export import (
     write_libcachesim,
 )
 from flashmoe_lab.trace.trace import NAMES
-from tests.trace.made import made_trace
+from tests.trace.made import made_trace, read_ahead
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,14 @@ def test_requests_are_each_block_once_a_pass():
     assert asked["pass"].tolist() == [0] * 6 + [1] * 4 + [2] * 4
     assert asked.expert.tolist() == [0, 1, 2, 1, 2, 3, 0, 1, 2, 3, 0, 3, 0, 1]
     assert asked.hit.tolist() == [False] * 6 + [True, True, True, False, True, False, False, True]
+
+
+def test_what_was_read_for_nothing_is_no_request():
+    trace, ahead = made_trace(), read_ahead(made_trace())
+    assert len(ahead.reads) == len(trace.reads) + 1
+    assert requests(ahead).equals(requests(trace))
+    counters = [[e for e in chrome_events(t) if e["name"] == "bank"] for t in (trace, ahead)]
+    assert counters[0] == counters[1]
 
 
 def test_libcachesim(tmp_path):

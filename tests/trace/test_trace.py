@@ -16,7 +16,7 @@ from flashmoe_lab.trace.schema import TABLES, VERSION
 from flashmoe_lab.trace.table import FIRST_ROWS, Table
 from flashmoe_lab.trace.trace import NAMES
 from flashmoe_lab.trace_routing import _rounded
-from tests.trace.made import MS, made_trace
+from tests.trace.made import MS, made_trace, read_ahead
 
 
 def _span(start: int) -> dict:
@@ -242,6 +242,7 @@ def test_summary_says_lanes_closure_and_cost():
     assert "trace (flow): 5 tokens in 0.10 s, 16 choices, 9 reads of 9 kB" in words
     assert "spans explain 95.0% of the time (compute 23%, wait 30%, io 17%, host 25%)" in words
     assert words.endswith("recording took 5.0%")
+    assert "10 reads of 10 kB (1 kB for nothing); the page" in read_ahead(trace).summary()
 
 
 def test_a_large_trace_is_small_on_disk(tmp_path):

@@ -1,0 +1,115 @@
+"""What is read before a layer's router has spoken, in the record: who it was for, and whether that
+was right."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from flashmoe_lab import native
+from flashmoe_lab.storage.blocks import ReadError
+from flashmoe_lab.storage.page_cache import warm
+from flashmoe_lab.trace.export import chrome_events, requests
+
+pytestmark = pytest.mark.skipif(
+    mx.default_device() != mx.cpu or not native.available, reason="native on a CPU only"
+)
+PROMPT = [5, 17, 301, 44, 8, 9]
+
+
+def traced(engine, mode="flow", tokens=30):
+    return engine.stream_generate(PROMPT, tokens, trace=mode).wait()
+
+
+@pytest.mark.parametrize(
+    "reader, bits", [("pread", 4), ("direct", 4), ("mmap", 4), ("pread", None)]
+)
+@pytest.mark.parametrize("split", [1, 2])
+def test_every_read_is_told_with_what_became_of_it(open_engine, packed, reader, bits, split):
+    settings = {"bank_gb": 0.0004 if bits else 0.002, "reader": reader, "split": split}
+    with open_engine(packed("golden/hf", bits), prefetch=2, **settings) as engine:
+        [warm(layer.path) for layer in engine.checkpoint.layers]
+        run = traced(engine)
+        block = engine.checkpoint.layers[0].layout.block_nbytes
+    trace, stats = run.trace, run.stats
+    reads = trace.reads
+    assert trace.facts["prefetch"] == 2
+    assert reads.nbytes.sum() == stats.prefill.read_nbytes + stats.decode.read_nbytes
+    ahead = reads[reads.wanted == "prefetch"]
+    assert set(ahead.layer) == {1, 2, 3} and set(ahead.used) == {True, False}
+    assert reads[reads.wanted == "demand"].used.all()
+    assert ahead.groupby(["token", "layer"]).expert.nunique().max() <= 2
+    assert (ahead.groupby(["token", "layer", "expert"]).nbytes.sum() == block).all()
+    assert (
+        set(reads.source) <= {"bank", "ssd"}
+        if reader == "direct"
+        else "page_cache" in set(ahead.source)
+    )
+    named = trace.routing.groupby(["token", "layer"]).expert.apply(set)
+    used = reads[reads.used & (reads.token >= 6)].groupby(["token", "layer"]).expert.apply(set)
+    assert (used == named[used.index]).all() and len(used) == 29 * 4
+    for row in ahead[~ahead.used].itertuples():
+        assert row.expert not in named[row.token, row.layer]
+    asked = requests(trace)
+    assert asked.hit.sum() == stats.prefill.hits + stats.decode.hits
+    assert (~asked.hit).sum() == stats.prefill.misses + stats.decode.misses
+
+
+def test_it_begins_before_the_router_has_spoken(open_engine, packed):
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=2) as engine:
+        trace = traced(engine).trace
+    routed = trace.spans[trace.spans.stage == "to_router"].set_index(["token", "layer"]).end_ns
+    reads = trace.reads[(trace.reads.token >= 6) & (trace.reads.nbytes > 0)]
+    before = reads.submit_ns.to_numpy() < routed[list(zip(reads.token, reads.layer, strict=True))]
+    assert (before.to_numpy() == (reads.wanted == "prefetch").to_numpy()).all()
+    assert before.any() and not before.all()
+
+
+def test_no_number_is_another(open_engine, packed):
+    traces = []
+    for prefetch in (0, 3):
+        with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=prefetch) as engine:
+            traces.append(traced(engine).trace)
+    assert traces[0].routing.equals(traces[1].routing)
+    np.testing.assert_array_equal(traces[0].tokens.logprob, traces[1].tokens.logprob)
+    assert requests(traces[0]).drop(columns="hit").equals(requests(traces[1]).drop(columns="hit"))
+
+
+def test_stage_by_stage_nothing_is_read_ahead(open_engine, packed):
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=2) as engine:
+        trace = traced(engine, "stages").trace
+    assert set(trace.reads.wanted) == {"demand"} and trace.reads.used.all()
+
+
+def test_no_two_events_of_a_track_overlap(open_engine, packed):
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=2) as engine:
+        events = chrome_events(traced(engine).trace)
+    ends = {}
+    for event in events:
+        if event["ph"] == "X":
+            track = event["pid"], event["tid"]
+            assert event["ts"] >= ends.get(track, 0)
+            ends[track] = event["ts"] + event["dur"] - 0.001
+
+
+def test_a_read_that_failed_for_nothing_is_not_told(open_engine, packed, monkeypatch):
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=2) as engine:
+        fetch = type(engine.layers[0].fetch)
+        begin_ahead, begun = fetch.begin_ahead, []
+
+        def failing(self, *arguments):
+            with monkeypatch.context() as patch:
+                submit = engine.reader.submit
+
+                def submitted(reads):
+                    begun.append(reads.layer)
+                    if len(begun) % 3 == 0:
+                        raise ReadError(5, "the disk is gone")
+                    return submit(reads)
+
+                patch.setattr(engine.reader, "submit", submitted)
+                return begin_ahead(self, *arguments)
+
+        monkeypatch.setattr(fetch, "begin_ahead", failing)
+        trace = traced(engine).trace
+    ahead = trace.reads[trace.reads.wanted == "prefetch"]
+    assert len(ahead) == len(begun) - len(begun) // 3 > 20
