@@ -25,9 +25,11 @@ from flashmoe_lab.checkpoint.quantize import (
     quantize_reference,
 )
 from flashmoe_lab.plots.gallery import FIGURES
+from flashmoe_lab.plots.style import conditions
 from flashmoe_lab.storage.page_cache import evict
 from flashmoe_lab.study.bank_simulation import simulate
 from flashmoe_lab.study.budget import Budget
+from flashmoe_lab.study.router_guess import router_guesses
 
 PROMPT = "Once upon a time"
 RECORD = [  # no more than the figures draw: it all takes time
@@ -66,6 +68,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "hit_rate_by_size": (
             "hit_rate_by_size(simulate(trace, slots), [trace_b, trace_c])",
             "What other banks would hit, and what real ones did.",
+        ),
+        "router_guesses": (
+            "router_guesses(study.router_guess.router_guesses(engine, text))",
+            "What could be asked for before the router has run.",
         ),
         "bytes_per_token": ("bytes_per_token(trace)", "What was left to be read, and from where."),
     },
@@ -133,6 +139,7 @@ def main() -> None:
     with _opened(options.model, options.bank_gb) as engine:
         trace = _record(engine, options.max_tokens, "stages", RECORD)
         sweep = _sweep(engine, options.max_tokens)
+        guesses = _guesses(engine, trace)
     sizes = {f"bank of {gb * 1e3:g} MB": gb for gb in (options.bank_gb / 4, options.bank_gb)}
     several: dict[str, fl.Trace] = {}
     for name, gb in {**sizes, "all in the bank": 4.0}.items():
@@ -140,6 +147,7 @@ def main() -> None:
             several[name] = _record(engine, options.max_tokens, "flow")
     drawn = {name: draw(trace) for name, draw in FIGURES.items()}
     drawn |= {"compare_runs": fl.plots.compare_runs(several), "sweep": sweep}
+    drawn |= {"router_guesses": guesses}
     drawn |= {"hit_rate_by_size": _sizes(trace, several), "budgets": _budgets(trace), **_weights()}
     images = HERE / "images" / "gallery"
     images.mkdir(parents=True, exist_ok=True)
@@ -184,6 +192,11 @@ def _sweep(engine: fl.Engine, max_tokens: int) -> fl.plots.Plot:
         for k in (own // 8, own // 4, own // 2, 2 * own)
     }
     return fl.plots.sweep(costs, base)
+
+
+def _guesses(engine: fl.Engine, trace: fl.Trace) -> fl.plots.Plot:
+    guesses = router_guesses(engine, trace.tokens.id.tolist())
+    return fl.plots.router_guesses(guesses, conditions(trace))
 
 
 def _sizes(trace: fl.Trace, several: Mapping[str, fl.Trace]) -> fl.plots.Plot:

@@ -102,8 +102,6 @@ class _Meter:
 
     def __exit__(self, *exception: object) -> None:
         stats, counts = self.stats, self.bank.counts
-        with self.bank.lock:  # what was read for nothing may still be on its way
-            self.bank.settle()
         stats.dur_ns += time.perf_counter_ns() - self._ns
         hits, misses, nbytes = self._start
         stats.hits += counts.hits - hits

@@ -137,6 +137,7 @@ class Model:
                 path, answer = steps.send(answer)
             except StopIteration as stop:
                 if memory is not None:
+                    self._settle(view)
                     watch.token_ends()
                     memory.forget()
                     self._memories.append(memory)
@@ -314,6 +315,13 @@ class Model:
             view = View(plain=plain, final=final, unseen=unseen, ahead=self._ahead(unseen))
             last = self._last_view = hooks, key, view
         return last[2]
+
+    def _settle(self, view: View) -> None:
+        """Wait for what was read for nothing: it belongs to this pass. The head ran meanwhile."""
+        for index in view.ahead:
+            bank = self.layers[index].fetch.bank
+            with bank.lock:
+                bank.settle()
 
     def _ahead(self, unseen: frozenset[int]) -> frozenset[int]:
         fetches = {n: self.layers[n].fetch for n in unseen}

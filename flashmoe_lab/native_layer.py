@@ -131,6 +131,9 @@ class NativeLayer:
         """Begin to read what the next layer's router would choose if neither this layer's routed
         experts, which are still to be computed, nor the next mixer added anything."""
         fetch, k = following.fetch, memory.num_experts_per_tok
+        if not fetch.bank.may_place_ahead(following.index, k):
+            return
+        memory.parts.looked_ns[self._layer.index] = perf_counter_ns()
         normed = following.post_norm(mx.array(memory.stream + memory.shared))
         likely = np.array(following.router(normed, k).experts)[0].tolist()
         missing = fetch.missing(likely)[: fetch.prefetch]
@@ -153,10 +156,10 @@ class NativeLayer:
         if type(cached) is dict:  # that took a while
             moments[1] = perf_counter_ns()
         fetched = layer.fetch.of(np.array([experts]), early)
-        if following is not None:
-            self._look_ahead(memory, experts, following)
         if memory.reads is not None:
             memory.reads.append((layer.index, fetched, cached))
+        if following is not None:
+            self._look_ahead(memory, experts, following)
         if fetched.has_ended:
             slots = fetched.first.slots
             return [slots[expert] for expert in experts]

@@ -35,7 +35,7 @@ def run_summary(engine: "Engine", run: Run) -> str:
 
 
 def _ahead_words(prefetch: int) -> str:
-    return f", {prefetch} ahead of the router" if prefetch else ""
+    return f", prefetch {prefetch}" if prefetch else ""
 
 
 def _bank_words(bank: ExpertBank, resident: bool) -> str:

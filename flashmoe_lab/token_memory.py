@@ -19,10 +19,13 @@ class TokenParts(NamedTuple):
         moments: int64 [..., L, 4], in ns: when the experts were known, when it had been asked where
             they are, when they were there (0: they never were), and when all was done. A layer that
             did not run here has an earlier token's.
+        looked_ns: int64 [..., L, 1], when the next layer's router began to be asked what it is
+            likely to name; an earlier token's, or 0, where it was not.
         logits, experts, weights: [..., L, E], int32 [..., L, K] and [..., L, K], of the router.
     """
 
     moments: np.ndarray
+    looked_ns: np.ndarray
     logits: np.ndarray
     experts: np.ndarray
     weights: np.ndarray
@@ -32,8 +35,9 @@ class TokenParts(NamedTuple):
         """Of uint8 [..., nbytes]."""
         chosen = 4 * layers * num_experts_per_tok
         end = memory.shape[-1]
-        ends = 8 * MOMENTS * layers, end - 2 * chosen, end - chosen
-        kinds = np.int64, np.float32, np.int32, np.float32
+        noted = 8 * MOMENTS * layers
+        ends = noted, noted + 8 * layers, end - 2 * chosen, end - chosen
+        kinds = np.int64, np.int64, np.float32, np.int32, np.float32
         shape = (*memory.shape[:-1], layers, -1)
         parts = zip(np.split(memory, ends, axis=-1), kinds, strict=True)
         return cls(*(part.view(kind).reshape(shape) for part, kind in parts))
@@ -61,9 +65,9 @@ class TokenMemory:
         self.num_experts_per_tok = k = num_experts_per_tok
         self.x, self.stream, self.normed, self.shared = np.empty((4, 1, hidden), np.float32)
         self.slots = np.empty((1, k), np.int64)
-        self.left = np.zeros(layers * (8 * MOMENTS + 4 * (num_experts + 2 * k)), np.uint8)
+        self.left = np.zeros(layers * (8 * (MOMENTS + 1) + 4 * (num_experts + 2 * k)), np.uint8)
         self.parts = TokenParts.of(self.left, layers, k)
-        moments, *routing = self.parts
+        moments, _, *routing = self.parts
         self.rows = list(zip(*(part[:, None] for part in routing), moments, strict=True))
         self.forget()
 

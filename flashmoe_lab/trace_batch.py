@@ -20,6 +20,7 @@ class LayerNotes(NamedTuple):
         position: of the token.
         layer: of the model.
         routed_ns, asked_ns, fetched_ns, done_ns: 0 where an error came before.
+        looked_ns: before `routed_ns` where the next layer's router was not asked.
         logits, experts, weights: [n, E], [n, K], [n, K]; a run has one K.
     """
 
@@ -30,6 +31,7 @@ class LayerNotes(NamedTuple):
     asked_ns: np.ndarray
     fetched_ns: np.ndarray
     done_ns: np.ndarray
+    looked_ns: np.ndarray
     logits: np.ndarray
     experts: np.ndarray
     weights: np.ndarray
@@ -120,5 +122,6 @@ def _layers(
     parts = TokenParts.of(notes.left[: len(row_of)], *notes.sizes)
     row, layer = np.nonzero(parts.moments[..., 0] > start_ns[row_of, None])  # others are older
     number = row_of[row]
-    moments, *routing = (part[row, layer] for part in parts)
-    return LayerNotes(number, position[number], layer, *moments.T, *routing)
+    moments, looked, *routing = (part[row, layer] for part in parts)
+    noted = np.column_stack([moments, looked])
+    return LayerNotes(number, position[number], layer, *noted.T, *routing)

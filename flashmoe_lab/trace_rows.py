@@ -21,6 +21,7 @@ _BY_TOKEN = np.array(
         for span in (("to_router", "compute"), ("fetch", "io"), ("experts", "compute"))
     ]
 )
+_LOOK_AHEAD = code(-1, "look_ahead", "compute")
 _IN_LAYER = 0xFFFF  # of a code, all but the layer
 
 
@@ -102,7 +103,11 @@ def _marks_by_token(notes: LayerNotes) -> np.ndarray:
     asking = np.column_stack(
         [notes.position[asked], np.full(asked.sum(), RECORD), notes.asked_ns[asked]]
     )
-    return np.concatenate([marks[ends > 0], asking])
+    looked = (notes.looked_ns > notes.routed_ns) & (notes.fetched_ns > 0)
+    looking = marks[looked, 1].copy()  # what ended as a fetch was one until it began to look
+    marks[looked, 1, 2] = notes.looked_ns[looked]
+    looking[:, 1] += _LOOK_AHEAD - _FETCH
+    return np.concatenate([marks[ends > 0], asking, looking])
 
 
 def _with_waits(marks: np.ndarray, batch: Batch) -> np.ndarray:
@@ -127,7 +132,8 @@ def _with_waits(marks: np.ndarray, batch: Batch) -> np.ndarray:
         return marks
     waits = np.array(found, np.int64)
     places = np.searchsorted(marks[:, 2], waits[:, 1], side="right")
-    inside = (marks[places, 1] ^ waits[:, 0]) & _IN_LAYER != 0  # those of a fetch are told as such
+    # Those of a fetch are told as such; what came while the run looked ahead was not waited for.
+    inside = ~np.isin(marks[places, 1] & _IN_LAYER, (_FETCH, _LOOK_AHEAD))
     waits, places = waits[inside], places[inside]
     fetch, start, dur, apart = waits.T
     position, around, end = marks[places].T

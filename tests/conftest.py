@@ -90,6 +90,7 @@ def make_model() -> Iterator[Callable[..., Model]]:
             threads: int = 8,
             split: int = 1,
             variant: str | None = None,
+            workspace: int = 1,
         ) -> Model:
             checkpoint = fl.PackedCheckpoint(path)
             opened = open_reader(
@@ -99,7 +100,7 @@ def make_model() -> Iterator[Callable[..., Model]]:
                 split=split,
             )
             stack.callback(opened.close)
-            bank = ExpertBank(checkpoint.layers, capacity, form=form)
+            bank = ExpertBank(checkpoint.layers, capacity, workspace=workspace, form=form)
             model = build_model(checkpoint, Weights(checkpoint, mx.float32), bank, opened)
             for layer in model.layers:
                 layer.experts.variant = variant

@@ -148,7 +148,7 @@ def test_summary_names_the_conditions(packed, open_engine):
         assert words in summary
     engine = open_engine(packed("golden/mlx4"), bank_gb=0.001, reader="pread", prefetch=2)
     some = engine.generate(IDS, 3).summary
-    assert "slots, lru)" in some and "split 1), 2 ahead of the router; bank" in some
+    assert "slots, lru)" in some and "split 1), prefetch 2; bank" in some
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Figures know tables and nothing of engines: they draw a recorded trace on any ma
 
 from flashmoe_lab.plots.cache import bytes_per_token, hit_rate, reuse_distance
 from flashmoe_lab.plots.gallery import FIGURES, draw_all
+from flashmoe_lab.plots.guess import router_guesses
 from flashmoe_lab.plots.io import io_rate, io_timeline, read_latency
 from flashmoe_lab.plots.latency import layer_latency, time_shares, token_strip, token_waterfall
 from flashmoe_lab.plots.mass import mass_by_k
@@ -53,6 +54,7 @@ __all__ = [
     "read_latency",
     "reuse_distance",
     "router_entropy",
+    "router_guesses",
     "router_weights",
     "state_norm",
     "sweep",

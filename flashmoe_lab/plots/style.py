@@ -57,6 +57,7 @@ STAGE = {
     ("router", "compute"): ("router", PURPLE),
     ("router", "wait"): ("waiting for expert ids", PURPLE),
     ("shared_expert", "compute"): ("shared expert", SKY),
+    ("look_ahead", "compute"): ("next layer's router, ahead", PURPLE),
     ("fetch", "io"): ("fetching experts", ORANGE),
     ("experts", "host"): ("submitting experts", GREEN),
     ("experts", "compute"): ("experts", GREEN),
@@ -124,7 +125,7 @@ def conditions(trace: Trace) -> str:
     name = re.sub(r"-[0-9a-f]{16}$", "", name)  # the digest of a pack in the cache
     bank = f"bank {facts['bank_slots']} slots" if facts["bank_keeps"] else "no bank"
     if facts.get("prefetch"):
-        bank += f", {facts['prefetch']} ahead of the router"
+        bank += f", prefetch {facts['prefetch']}"
     notes = [f"lossy: {facts['lossy']}"] if facts.get("lossy") else []
     notes += [f"intercepted {facts['intercepted']}"] if facts.get("intercepted") else []
     ended = str(facts.get("finish_reason"))

@@ -33,7 +33,8 @@ class Fetched:
     Attributes:
         experts: int [T, K], as routed.
         later: experts that did not fit beside the first, in groups to be brought one after another.
-        needless: reads that were begun ahead, of experts that are not asked for.
+        needless: reads that were begun ahead, of experts that are not asked for, or that others
+            have settled since.
         hits, misses: distinct experts found in the bank, and read; of the waves so far.
     """
 
@@ -192,20 +193,18 @@ class ExpertFetch(Part):
         """
         return self.of(np.array(routing.experts))
 
-    def of(self, experts: np.ndarray, early: Sequence[Landing] | None = None) -> Fetched:
-        """The same for experts int [T, K].
+    def of(self, experts: np.ndarray, early: Sequence[Landing] = ()) -> Fetched:
+        """The same for experts int [T, K]; `early` are under way since `begin` or `begin_ahead`.
 
-        Given `early`, what is under way for them since `begin` or `begin_ahead`, no other reads are
-        waited for.
+        Given such, the bank's lock is held by the caller.
         """
         asked = np.unique(experts).tolist()
         groups = self.bank.waves(self.file.layer, asked)
         keys = {(self.file.layer, expert) for expert in asked}
-        # Others may have placed since, or found that one failed; then it is to be read again.
         mine = [
             landing
-            for landing in early or ()
-            if not keys.isdisjoint(landing.keys) and self.bank.holds(landing.placement)
+            for landing in early
+            if not keys.isdisjoint(landing.keys) and self.bank.is_announced(landing)
         ]
         fetched = Fetched(
             experts=experts,
@@ -213,9 +212,9 @@ class ExpertFetch(Part):
             later=groups[1:],
             fetch=self,
             landings=mine,
-            needless=[landing for landing in early or () if landing not in mine],
+            needless=[landing for landing in early if landing not in mine],
         )
-        fetched.placed = self.bring(groups[0], fetched, waits=early is None)
+        fetched.placed = self.bring(groups[0], fetched, mine)
         return fetched
 
     @property
@@ -257,12 +256,13 @@ class ExpertFetch(Part):
         """Bring every expert of the layer, for a model that is to be wholly in memory."""
         self(Routing.of_all(self.file.num_experts)).wait()
 
-    def bring(self, experts: list[int], fetched: Fetched, waits: bool = True) -> Placement:
-        """Place experts in the bank, start to read those that were not there, and note it in
-        `fetched`; unless it `waits`, while other reads are under way."""
+    def bring(
+        self, experts: list[int], fetched: Fetched, early: Sequence[Landing] = ()
+    ) -> Placement:
+        """Place experts in the bank, start to read those that were not there and are not coming
+        `early`, and note it in `fetched`."""
         with self.bank.lock:
-            begun = {e for landing in fetched.landings for e in landing.placement.misses}
-            early = None if waits else begun.intersection(experts)
+            begun = {expert for landing in early for expert in landing.placement.misses}
             placement = self.bank.place(self.file.layer, experts, early)
             fetched.hits += len(experts) - len(placement.misses)
             fetched.misses += len(placement.misses)

@@ -62,8 +62,8 @@ class Landing:
                 self.records = self.fetch.count(records)
             except BaseException as error:
                 end(self._pending)
-                self.fetch.give_up(self.placement)
                 self._error = error
+                self.fetch.give_up(self.placement)
                 raise
         return self.records
 

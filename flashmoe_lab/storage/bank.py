@@ -47,9 +47,11 @@ class UnderWay(Protocol):
 
     Attributes:
         keys: whose slots they write.
+        is_ahead: whether nobody had asked for them when they began.
     """
 
     keys: frozenset[Key]
+    is_ahead: bool
 
     @property
     def has_ended(self) -> bool:
@@ -186,6 +188,13 @@ class ExpertBank:
             own.add(key)
         return Placement(layer=layer, slots=slots, misses=tuple(slots))
 
+    def may_place_ahead(self, layer: int, experts: int) -> bool:
+        """Whether `place_ahead` may give a slot where layers ask for so many experts: the pool may
+        lack some, and has room for those of two layers."""
+        shelf = self._shelf_of[layer]
+        lacks = bool(shelf.free) or not shelf.is_enough
+        return lacks and self.keeps and shelf.pool.slots > 2 * experts
+
     def place_ahead(self, layer: int, expert: int, busy: Collection[Key]) -> Placement | None:
         """Give a slot to an expert that the bank does not hold and that nobody has asked for yet.
 
@@ -203,19 +212,18 @@ class ExpertBank:
         return Placement(layer=layer, slots={expert: slot}, misses=(expert,))
 
     def place(
-        self, layer: int, experts: Sequence[int], early: Collection[int] | None = None
+        self, layer: int, experts: Sequence[int], early: Sequence[UnderWay] = ()
     ) -> Placement:
         """Find or give every expert a slot; the caller reads the misses before anybody computes
         with them.
 
         Waits for reads that were announced with `landing`, so nothing is found that has not come,
-        and for products that were announced with `in_use`, so no slot is overwritten under a
-        reader.
+        but not for those that were begun ahead of other experts; and for products that were
+        announced with `in_use`, so no slot is overwritten under a reader.
 
         Args:
-            early: those that `place_early` or `place_ahead` gave slots, which they still have, and
-                whose reads may be under way: they are misses too, and no reads are waited for but
-                those of the others.
+            early: reads that are announced, of experts that `place_early` or `place_ahead` gave
+                slots: those are misses too, and are not waited for.
 
         Raises:
             ValueError: more experts than the pool has slots.
@@ -227,14 +235,11 @@ class ExpertBank:
                 f"the bank has {shelf.pool.slots} slots; use waves()"
             )
         keys = [(layer, expert) for expert in experts]
-        if early is None:
-            self.settle()
-        else:
-            self._settle_some(keys, frozenset((layer, expert) for expert in early))
-        early = early or ()
+        self._settle_for(keys, early)
         if not self.keeps:
             self.forget(list(shelf.slot_of))
-        misses = sorted(key for key in keys if key not in shelf.slot_of or key[1] in early)
+        begun = frozenset[Key]().union(*(reads.keys for reads in early))
+        misses = sorted(key for key in keys if key not in shelf.slot_of or key in begun)
         if misses:
             self._finish()
         missed, pinned = set(misses), self._under_way().union(keys)
@@ -242,7 +247,7 @@ class ExpertBank:
             if key not in missed:
                 shelf.policy.touch(key)
         for key in misses:
-            if key[1] in early:
+            if key in begun:
                 shelf.policy.discard(key)  # its turn among the misses is now
             else:
                 shelf.slot_of[key] = shelf.take_slot(pinned)
@@ -261,7 +266,7 @@ class ExpertBank:
         if not self.keeps:
             return None
         if self._landing:
-            self._settle_some([(layer, expert) for expert in experts])
+            self._settle_for([(layer, expert) for expert in experts])
         shelf = self._shelf_of[layer]
         slot_of = shelf.slot_of
         try:
@@ -280,7 +285,12 @@ class ExpertBank:
         return all(slot_of.get((placement.layer, e)) == slot for e, slot in placement.slots.items())
 
     def forget(self, keys: Iterable[Key]) -> None:
-        """Drop experts whose content is not to be used again; their slots become free."""
+        """Drop experts whose content is not to be used again; their slots become free, once
+        nothing is read into them any more."""
+        keys = list(keys)
+        for reads in list(self._landing):
+            if not reads.keys.isdisjoint(keys):
+                self._settle(reads)
         for key in keys:
             shelf = self._shelf_of[key[0]]
             slot = shelf.slot_of.pop(key, None)
@@ -289,21 +299,34 @@ class ExpertBank:
                 shelf.free.append(slot)
 
     def landing(self, reads: UnderWay) -> None:
-        """Announce reads under way into slots that were just placed. They are settled before
-        anything else is placed, but what was placed early or ahead."""
+        """Announce reads under way into slots that were just placed; see `place` for how long
+        they may go on."""
         self._landing.append(reads)
+
+    def is_announced(self, reads: UnderWay) -> bool:
+        """Whether nobody has settled them since; until then their slots are theirs."""
+        return any(one is reads for one in self._landing)
 
     def settle(self) -> None:
         """Wait for the reads that were announced with `landing`."""
         while self._landing:
-            self._landing.pop(0).settle()
+            self._settle(self._landing[0])
 
-    def _settle_some(self, keys: Sequence[Key], but: frozenset[Key] = frozenset()) -> None:
-        """The same where they have ended, or bring some of `keys`, and none of `but`."""
-        for reads in list(self._landing):
-            if but.isdisjoint(reads.keys) and (reads.has_ended or not reads.keys.isdisjoint(keys)):
-                self._landing.remove(reads)
-                reads.settle()
+    def _settle(self, reads: UnderWay) -> None:
+        self._landing.remove(reads)
+        reads.settle()
+
+    def _settle_for(self, keys: Sequence[Key], early: Sequence[UnderWay] = ()) -> None:
+        """The same but for `early`, and for reads of others than `keys` that were begun ahead, if
+        the pool has slots for all."""
+        others = [reads for reads in self._landing if not any(reads is one for one in early)]
+        for reads in others:
+            if not reads.is_ahead or reads.has_ended or not reads.keys.isdisjoint(keys):
+                self._settle(reads)
+        if keys and len(self._under_way().union(keys)) > self.pool(keys[0][0]).slots:
+            for reads in others:
+                if self.is_announced(reads):
+                    self._settle(reads)
 
     def _under_way(self) -> frozenset[Key]:
         return frozenset[Key]().union(*(reads.keys for reads in self._landing))

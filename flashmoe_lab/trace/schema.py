@@ -32,6 +32,7 @@ STAGES = (
     "setup",
     "sample",
     "record",
+    "look_ahead",  # asking the next layer's router what it is likely to name, and having it read
 )
 
 

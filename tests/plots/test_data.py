@@ -95,7 +95,7 @@ def test_io_timeline_tells_what_was_read_ahead(trace):
     ]
     names = [text.get_text() for text in plot.figure.legends[0].get_texts()]
     assert names[-2:] == ["read ahead of the router", "ahead, for nothing"]
-    assert "2 ahead of the router, pread" in conditions(read_ahead(trace))
+    assert "prefetch 2, pread" in conditions(read_ahead(trace))
 
 
 def test_io_timeline_of_a_layer_and_of_a_chunk(trace):

@@ -75,10 +75,12 @@ def test_find_of_what_is_not_all_there_changes_nothing(make):
 
 
 class Reads:
-    """Reads under way, which fail."""
+    """Reads under way, which fail when somebody waits for them."""
 
-    def __init__(self, bank, *keys):
-        self.bank, self.keys, self.has_ended, self.settled = bank, frozenset(keys), False, 0
+    def __init__(self, bank, *keys, is_ahead=False):
+        self.bank, self.keys, self.is_ahead = bank, frozenset(keys), is_ahead
+        self.has_ended, self.settled = False, 0
+        bank.landing(self)
 
     def settle(self):
         self.settled += 1
@@ -89,29 +91,53 @@ def test_find_waits_for_reads_under_way(make):
     """One that fails is forgotten then, and not found."""
     bank = make(4)
     bank.place(0, [1])
-    bank.landing(Reads(bank, (0, 1)))
-    assert bank.find(0, [1]) is None
+    reads = Reads(bank, (0, 1))
+    assert bank.find(0, [1]) is None and reads.settled == 1
 
 
-def test_only_what_is_asked_for_is_waited_for(make):
-    """Or what waits for nothing."""
+def test_reads_ahead_of_others_are_not_waited_for(make):
+    """Unless they wait for nothing."""
     bank = make(8)
     bank.place(0, [1, 2, 3, 4])
-    reads = [Reads(bank, (0, expert)) for expert in (2, 3, 4)]
-    for one in reads:
-        bank.landing(one)
+    reads = [Reads(bank, (0, expert), is_ahead=True) for expert in (2, 3, 4)]
     assert bank.find(0, [1]) is not None
-    assert bank.place(0, [1, 5], early=()).misses == (5,)
+    assert bank.place(0, [1, 5]).misses == (5,)
     assert [one.settled for one in reads] == [0, 0, 0]
     reads[1].has_ended = True
-    assert bank.place(0, [1, 2], early=[2]).misses == (2,)  # whose reads those are
+    assert bank.place(0, [1, 2], [reads[0]]).misses == (2,)  # whose reads those are
     assert [one.settled for one in reads] == [0, 1, 0]
-    assert bank.place(0, [2, 4], early=()).misses == (2, 4)  # both had failed
+    assert bank.is_announced(reads[0]) and not bank.is_announced(reads[1])
+    assert bank.place(0, [2, 4]).misses == (2, 4)  # both had failed
     assert [one.settled for one in reads] == [1, 1, 1]
-    last = Reads(bank, (0, 2))
-    bank.landing(last)
-    bank.place(0, [1])
-    assert last.settled == 1  # where nobody says that reads may go on
+
+
+@pytest.mark.parametrize("how", ["find", "place", "none"])
+def test_what_somebody_has_asked_for_is_always_waited_for(make, how):
+    """Whoever asks next, and for what: nobody reads into slots that are given away."""
+    bank = make(0, workspace=8) if how == "none" else make(8)
+    bank.place(0, [1, 2])
+    reads = Reads(bank, (0, 1), (0, 2))
+    bank.find(1, [5]) if how == "find" else bank.place(1, [5])
+    assert reads.settled == 1
+
+
+def test_reads_ahead_give_way_where_the_pool_is_too_small(make):
+    bank = make(8)
+    bank.place(0, [0])
+    assert bank.place_ahead(1, 1, {(0, 0)}) and bank.place_ahead(1, 2, {(0, 0)})
+    reads = [Reads(bank, (1, expert), is_ahead=True) for expert in (1, 2)]
+    assert bank.place(0, [0, 1, 2, 3, 4, 5]).misses == (1, 2, 3, 4, 5)
+    assert [one.settled for one in reads] == [0, 0]
+    assert len(set(bank.place(0, [0, 1, 2, 3, 4, 5, 6]).slots.values())) == 7
+    assert [one.settled for one in reads] == [1, 1]
+
+
+def test_what_is_forgotten_is_read_into_no_more(make):
+    bank = make(8)
+    bank.place(0, [1, 2, 3])
+    one, other = Reads(bank, (0, 1)), Reads(bank, (0, 2), is_ahead=True)
+    bank.forget([(0, 2), (0, 3)])
+    assert (one.settled, other.settled) == (0, 1) and bank.contents() == [(0, 1)]
 
 
 def test_placing_ahead_takes_no_slot_that_is_in_use(make):
@@ -123,24 +149,34 @@ def test_placing_ahead_takes_no_slot_that_is_in_use(make):
     ahead = bank.place_ahead(1, 3, busy)
     assert ahead is not None and (ahead.misses, list(ahead.slots)) == ((3,), [3])
     assert busy < set(bank.contents()) and len(bank.contents()) == 7
-    coming = Reads(bank, (1, 3))
-    bank.landing(coming)
+    coming = Reads(bank, (1, 3), is_ahead=True)
     assert bank.place_ahead(1, 7, busy) is None  # three slots for each, and one is being read into
-    assert bank.place(1, [0, 1, 2], early=()).misses == (0, 1, 2)
+    assert bank.place(1, [0, 1, 2]).misses == (0, 1, 2)
     assert (1, 3) in bank and not coming.settled
     assert (bank.counts.hits, bank.counts.misses) == (0, 10)  # nobody has asked for it
+
+
+def test_where_placing_ahead_may_be_of_use(make):
+    bank = make(2 * E)
+    assert bank.may_place_ahead(0, 7) and not bank.may_place_ahead(0, 8)
+    for layer in range(2):
+        bank.place(layer, range(E))
+    assert not bank.may_place_ahead(0, 3)  # it holds everything
+    assert make(7).may_place_ahead(0, 3) and not make(6).may_place_ahead(0, 3)
+    assert not make(0, workspace=8).may_place_ahead(0, 3)
 
 
 def test_what_was_placed_ahead_is_a_miss_when_it_is_asked_for(make):
     one, other = make(8), make(8)
     for bank in (one, other):
         bank.place(0, [1, 2])
-    slots = {}
+    slots, early = {}, []
     for expert in (5, 3):
         placement = one.place_ahead(1, expert, {(0, 1), (0, 2)})
         assert placement is not None
         slots |= placement.slots
-    found, expected = one.place(1, [3, 4, 5], slots), other.place(1, [3, 4, 5])
+        early.append(Reads(one, (1, expert), is_ahead=True))
+    found, expected = one.place(1, [3, 4, 5], early), other.place(1, [3, 4, 5])
     assert found.misses == expected.misses and found.slots.items() >= slots.items()
     assert one.counts == other.counts
     assert list(one._shelves[0].policy) == list(other._shelves[0].policy)
@@ -169,11 +205,14 @@ def test_placing_some_early_changes_nothing_but_slots(make, slots):
         layer, experts = int(rng.integers(2)), sorted(rng.permutation(E)[: rng.integers(1, 9)])
         experts = [int(expert) for expert in experts]
         early: dict[int, int] = {}
+        reads = []
         for some in (experts[::3], experts[::2]):
             placement = one.place_early(layer, some)
             assert set(placement.misses) == set(placement.slots) <= set(some) - set(early)
             early |= placement.slots
-        found, expected = one.place(layer, experts, early), other.place(layer, experts)
+            reads.append(Reads(one, *((layer, expert) for expert in placement.slots)))
+        found, expected = one.place(layer, experts, reads), other.place(layer, experts)
+        one._landing.clear()
         assert found.misses == expected.misses and found.slots.items() >= early.items()
         assert list(one._shelves[0].policy) == list(other._shelves[0].policy)
         given += len(early)

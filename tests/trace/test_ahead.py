@@ -113,3 +113,25 @@ def test_a_read_that_failed_for_nothing_is_not_told(open_engine, packed, monkeyp
         trace = traced(engine).trace
     ahead = trace.reads[trace.reads.wanted == "prefetch"]
     assert len(ahead) == len(begun) - len(begun) // 3 > 20
+
+
+def test_looking_ahead_has_a_span_of_its_own(open_engine, packed):
+    """After the fetch has handed over, and before experts are computed with; of all layers but the
+    last."""
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=2) as engine:
+        trace = traced(engine).trace
+    spans = trace.spans[(trace.spans.token >= 6) & (trace.spans.layer >= 0)]
+    looked = spans[spans.stage == "look_ahead"]
+    assert set(looked.lane) == {"compute"} and set(looked.layer) == {0, 1, 2}
+    assert len(looked) == 29 * 3
+    begins = spans[~spans.stage.isin(["record"])].drop_duplicates(["token", "layer", "stage"])
+    stages = begins.groupby(["token", "layer"]).stage.apply(list)
+    for (_, layer), found in stages.items():
+        ahead = ["look_ahead"] if layer < 3 else []
+        assert found == ["to_router", "fetch", *ahead, "experts"]
+    assert trace.closure > 0.9
+    with open_engine(packed("golden/hf", 4), prefetch=2) as engine:
+        engine.generate(PROMPT, 60)
+        if len(engine.bank.contents()) == 32:  # nothing is left to be read
+            spans = traced(engine).trace.spans
+            assert "look_ahead" not in set(spans.stage)
