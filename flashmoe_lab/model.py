@@ -6,7 +6,7 @@ driving it.
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -129,18 +129,31 @@ class Model:
             memory = self._memory(num_experts_per_tok)
             watch.token_begins(memory)
         steps = self.steps(tokens, state, num_experts_per_tok, last_only, view, memory)
-        listeners, answer = watch.listeners, None
+        try:
+            logits = self._driven(steps, hooks, watch.listeners, cancelled)
+        finally:
+            if memory is not None:
+                self._settle(view)
+        if memory is not None:
+            watch.token_ends()
+            memory.forget()
+            self._memories.append(memory)
+        return logits
+
+    def _driven(
+        self,
+        steps: Steps,
+        hooks: dict[str, list[Hook]],
+        listeners: Mapping[str, Callable[[Any], None]],
+        cancelled: Callable[[], bool],
+    ) -> mx.array:
+        answer = None
         while True:
             if cancelled():
                 raise Cancelled("the run was stopped")
             try:
                 path, answer = steps.send(answer)
             except StopIteration as stop:
-                if memory is not None:
-                    self._settle(view)
-                    watch.token_ends()
-                    memory.forget()
-                    self._memories.append(memory)
                 return stop.value
             if path in hooks:
                 answer = self._hooked(path, answer)
@@ -317,7 +330,8 @@ class Model:
         return last[2]
 
     def _settle(self, view: View) -> None:
-        """Wait for what was read for nothing: it belongs to this pass. The head ran meanwhile."""
+        """Wait for what was read for nothing: it belongs to this pass, however that ended. The head
+        ran meanwhile."""
         for index in view.ahead:
             bank = self.layers[index].fetch.bank
             with bank.lock:

@@ -19,6 +19,10 @@ _BANK, _PAGE_CACHE, _SSD, _UNKNOWN = (
 )
 
 
+# Of the page cache; None where it was not asked, because the bank seemed to hold the expert.
+_BY_ANSWER = {True: _PAGE_CACHE, False: _SSD, None: _UNKNOWN}
+
+
 class _Layers(NamedTuple):
     """Layers of passes, one a row, and which experts they asked for.
 
@@ -177,6 +181,6 @@ def _sources(landings: Sequence[_Came]) -> np.ndarray:
         elif cached == OWN_THREAD:
             sources[part] = np.where(table["thread"] == came.own_thread, _PAGE_CACHE, _SSD)
         elif isinstance(cached, dict):
-            there = [cached[expert] for expert in table["expert"].tolist()]
-            sources[part] = np.where(there, _PAGE_CACHE, _SSD)
+            there = [cached.get(expert) for expert in table["expert"].tolist()]
+            sources[part] = [_BY_ANSWER[answer] for answer in there]
     return sources

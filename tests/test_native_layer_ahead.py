@@ -142,6 +142,49 @@ def test_it_is_what_the_router_is_likely_to_name(make, ids):
     assert len(found) > 40 and np.mean(found) > 0.5
 
 
+def test_the_router_is_given_the_stream_with_the_shared_expert(make, ids, monkeypatch):
+    model, _ = make(20, 2)
+    asked, missing = [], ExpertFetch.missing
+
+    def noted(self, experts):
+        asked.append((self.file.layer, list(experts)))
+        return missing(self, experts)
+
+    monkeypatch.setattr(ExpertFetch, "missing", noted)
+    logits(model, ids)
+    expected, other, streams = [], make(32, 0)[0], [mx.array(0.0)]
+    state = other.empty_state()
+    for token in ids:
+        for result in other.step([token], state):
+            *layer, stage = result.path.split(".")
+            if stage == "embed":
+                streams = [result.result]
+            elif stage in ("mixer", "shared_expert", "experts"):
+                streams.append(result.result)
+                if stage == "shared_expert" and layer != ["layers", "3"]:
+                    after = other.layers[int(layer[1]) + 1]
+                    h = streams[0] + streams[1]
+                    for part in streams[2:]:
+                        h = h + part
+                    routing = after.router(after.post_norm(h), K)
+                    expected.append((after.index, np.array(routing.experts)[0].tolist()))
+    assert len(asked) == 3 * len(ids) and asked == expected
+
+
+def test_nothing_is_under_way_after_a_pass_however_it_ended(make, ids):
+    model, reader = make(12, 2)
+    logits(model, ids)
+    bank, state = model.layers[0].fetch.bank, model.empty_state()
+
+    def fail(result, path):
+        raise RuntimeError("enough")
+
+    for path in ("layers.3.experts", "lm_head"):
+        with model.intercept(path, fail), pytest.raises(RuntimeError, match="enough"):
+            model([ids[0]], state)
+        assert not bank._landing
+
+
 @pytest.mark.parametrize("slots", [0, 3, 6])
 def test_a_bank_that_is_too_small_reads_nothing_ahead(make, ids, slots):
     model, reader = make(slots, 4)

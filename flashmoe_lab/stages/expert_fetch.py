@@ -272,19 +272,9 @@ class ExpertFetch(Part):
             return placement
 
     def _read(self, placement: Placement, **told: Any) -> Landing:
-        misses = np.array(placement.misses)
-        pool = self.bank.pool(self.file.layer)
-        batch = BlockBatch(
-            layer=self.file.layer,
-            experts=misses,
-            offsets=self._offsets[misses],
-            addresses=pool.addresses([placement.slots[expert] for expert in placement.misses]),
-            part_nbytes=pool.part_nbytes,
-            owner=pool,
-        )
         pending: Pending = _Ended(ReadRecords.of([]))
         try:
-            pending = self.reader.submit(batch)
+            pending = self.reader.submit(self._batch(placement))
             if not self.overlap:
                 pending = _Ended(pending.wait())
         except BaseException:
@@ -297,6 +287,18 @@ class ExpertFetch(Part):
         else:
             landing.finish()
         return landing
+
+    def _batch(self, placement: Placement) -> BlockBatch:
+        misses = np.array(placement.misses)
+        pool = self.bank.pool(self.file.layer)
+        return BlockBatch(
+            layer=self.file.layer,
+            experts=misses,
+            offsets=self._offsets[misses],
+            addresses=pool.addresses([placement.slots[expert] for expert in placement.misses]),
+            part_nbytes=pool.part_nbytes,
+            owner=pool,
+        )
 
     def count(self, records: ReadRecords) -> ReadRecords:
         """Add what was read to the bank's counts."""

@@ -178,14 +178,15 @@ class ExpertBank:
         """
         shelf = self._shelf_of[layer]
         own = {key for key in shelf.slot_of if key[0] == layer}
+        pinned = own.union(self._under_way())
         slots: dict[int, int] = {}
         self._finish()
         for key in sorted({(layer, expert) for expert in experts}.difference(own)):
-            if not shelf.free and next(iter(shelf.policy)) in own:
+            if not shelf.free and next(iter(shelf.policy)) in pinned:
                 break  # it may be one that the chunk needs
-            slots[key[1]] = shelf.slot_of[key] = shelf.take_slot(own)
+            slots[key[1]] = shelf.slot_of[key] = shelf.take_slot(pinned)
             shelf.policy.admit(key)
-            own.add(key)
+            pinned.add(key)
         return Placement(layer=layer, slots=slots, misses=tuple(slots))
 
     def may_place_ahead(self, layer: int, experts: int) -> bool:
@@ -246,12 +247,16 @@ class ExpertBank:
         for key in keys:
             if key not in missed:
                 shelf.policy.touch(key)
-        for key in misses:
-            if key in begun:
-                shelf.policy.discard(key)  # its turn among the misses is now
-            else:
-                shelf.slot_of[key] = shelf.take_slot(pinned)
-            shelf.policy.admit(key)
+        try:
+            for key in misses:
+                if key in begun:
+                    shelf.policy.discard(key)  # its turn among the misses is now
+                else:
+                    shelf.slot_of[key] = shelf.take_slot(pinned)
+                shelf.policy.admit(key)
+        except BaseException:  # Ctrl-C: nobody will read them, so nobody may find them
+            self.forget(misses)
+            raise
         self.counts.hits += len(keys) - len(misses)
         self.counts.misses += len(misses)
         return Placement(

@@ -37,7 +37,7 @@ def router_guesses(
         router did name, on average; `precision` is that of `first`, `recall` of K.
 
     Raises:
-        ValueError: the model has a single layer, or the prompt a single token.
+        ValueError: the model has a single layer, the prompt a single token, or `most` is below 1.
     """
     tokens = engine.encode(prompt)
     if len(engine.layers) < 2 or len(tokens) < 2:
@@ -45,6 +45,8 @@ def router_guesses(
             f"{len(engine.layers)} layers and {len(tokens)} tokens: a guess needs 2 of each"
         )
     experts, k = engine.config.num_experts, engine.num_experts_per_tok
+    if most is not None and most < 1:
+        raise ValueError(f"most is {most}; a guess names 1 expert or more")
     guessing = _Guessing(engine.layers, min(experts, most or 4 * k))
     with engine.intercept("*", guessing):
         engine.generate(tokens, 1)

@@ -7,7 +7,7 @@ scale changes, the four numbers at its axes alone; and a frame sets pixels. The 
 are made from the trace, by `plots`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,6 +19,7 @@ from matplotlib.text import Text
 
 from flashmoe_lab.plots.style import BLUE, HEAT, INK, ORANGE, grid, layer_ticks, styled
 from flashmoe_lab.stages.expert_fetch import Fetched
+from flashmoe_lab.stages.expert_landing import Landing
 from flashmoe_lab.units import format_nbytes
 from flashmoe_lab.widgets.live import LivePass
 from flashmoe_lab.widgets.palette_png import palette_png
@@ -190,11 +191,17 @@ _NO_READS = np.zeros(0, [(name, np.int64) for name in _FIELDS])
 
 def _reads(one: LivePass, fetched: Sequence[Fetched]) -> tuple[int, np.ndarray]:
     """How many experts the bank held for a token, and what was read."""
-    records = [part.records for found in fetched for part in found.landings]
-    tables = [found.table[_FIELDS] for found in records if found is not None]
-    rows = np.concatenate(tables) if tables else _NO_READS
+    rows = _rows(part for found in fetched for part in found.landings)
+    needless = _rows(part for found in fetched for part in found.needless)
     asked = sum(experts.size for _, experts in one.chosen())
-    return asked - len(np.unique(rows[["layer", "expert"]])), rows
+    held = asked - len(np.unique(rows[["layer", "expert"]]))
+    return held, np.concatenate([rows, needless])
+
+
+def _rows(landings: Iterable[Landing]) -> np.ndarray:
+    found = [landing.records for landing in landings]
+    tables = [records.table[_FIELDS] for records in found if records is not None]
+    return np.concatenate(tables) if tables else _NO_READS
 
 
 def _mark(ax: Axes, x: float, y: float) -> Text:

@@ -30,3 +30,15 @@ def test_router_guesses_draws_the_mean_of_layers_and_each_at_k(tmp_path) -> None
     layers = [[round(float(y)) for y in line.get_ydata()] for line in right.lines]  # pyright: ignore
     assert layers == [[80, 100], [20, 40], [40, 60], [60, 80]]
     plot.save(tmp_path / "a.png")
+
+
+def test_router_guesses_of_fewer_than_k() -> None:
+    rows = [
+        {"layer": layer, "given": given, "first": first, "recall": 0.1 * first}
+        for layer in (1, 2)
+        for given in GIVEN
+        for first in range(1, 4 if given == "the token before" else 3)
+    ]
+    left, right = plots.router_guesses(pd.DataFrame(rows)).figure.axes
+    assert right.get_xlabel() == "layer; 2 experts guessed" and left.get_xlim() == (1, 3)
+    assert [len(line.get_ydata()) for line in right.lines] == [2] * 4  # pyright: ignore

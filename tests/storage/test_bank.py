@@ -74,6 +74,17 @@ def test_find_of_what_is_not_all_there_changes_nothing(make):
     assert nothing.find(0, [1]) is None  # a bank that keeps nothing has nothing to be found
 
 
+class MRU(LRU):
+    """Would give up what was just asked for, if it were not pinned."""
+
+    name = "mru"
+
+    def victim(self, pinned):
+        key = next(key for key in reversed(list(self)) if key not in pinned)
+        self.discard(key)
+        return key
+
+
 class Reads:
     """Reads under way, which fail when somebody waits for them."""
 
@@ -140,9 +151,10 @@ def test_what_is_forgotten_is_read_into_no_more(make):
     assert (one.settled, other.settled) == (0, 1) and bank.contents() == [(0, 1)]
 
 
-def test_placing_ahead_takes_no_slot_that_is_in_use(make):
+@pytest.mark.parametrize("policy", [LRU, MRU])
+def test_placing_ahead_takes_no_slot_that_is_in_use(make, policy):
     """Of what is computed with, of reads under way, and of what may be asked for next."""
-    bank = make(7, policy=MRU)
+    bank = make(7, policy=policy)
     bank.place(0, [0, 1, 2])
     bank.place(1, [4, 5, 6, 7])
     busy = {(0, 0), (0, 1), (0, 2)}
@@ -228,6 +240,32 @@ def test_an_early_slot_is_nobody_else_s(make):
     assert sorted(bank.contents())[:4] == [(0, 1), (0, 4), (0, 5), (0, 6)]
 
 
+def test_placing_early_leaves_what_is_read_into_alone(make):
+    bank = make(4)
+    bank.place(1, [0, 1, 2, 3])
+    reads = Reads(bank, (1, 0), is_ahead=True)
+    assert bank.place_early(0, [4, 5]).misses == ()  # its slot would be the first to go
+    assert (1, 0) in bank and not reads.settled
+
+
+def test_what_was_to_be_placed_when_interrupted_is_not_found(make, monkeypatch):
+    bank = make(4)
+    bank.place(0, [1])
+    admit = LRU.admit
+
+    def interrupted(self, key):
+        if key == (0, 3):
+            raise KeyboardInterrupt
+        admit(self, key)
+
+    monkeypatch.setattr(LRU, "admit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bank.place(0, [1, 2, 3, 4])
+    assert bank.contents() == [(0, 1)]
+    monkeypatch.undo()
+    assert bank.place(0, [1, 2, 3, 4]).misses == (2, 3, 4)
+
+
 def test_slots_are_distinct_and_stay(make):
     bank, rng = make(5), np.random.default_rng(0)
     where = {}
@@ -243,17 +281,6 @@ def test_slots_are_distinct_and_stay(make):
         now = [where[key] for key in bank.contents()]
         assert len(now) == len(set(now)) <= 5
         assert bank.holds(placement)
-
-
-class MRU(LRU):
-    """Would give up what was just asked for, if it were not pinned."""
-
-    name = "mru"
-
-    def victim(self, pinned):
-        key = next(key for key in reversed(list(self)) if key not in pinned)
-        self.discard(key)
-        return key
 
 
 def test_pinned_experts_are_never_given_up(make):

@@ -57,3 +57,8 @@ def test_chunks_of_a_prompt_are_one_text(engine, monkeypatch):
 def test_one_token_has_none_before_it(engine):
     with pytest.raises(ValueError, match="4 layers and 1 tokens: a guess needs 2 of each"):
         router_guesses(engine, [5])
+
+
+def test_a_guess_names_something(engine):
+    with pytest.raises(ValueError, match="most is 0; a guess names 1 expert or more"):
+        router_guesses(engine, IDS, most=0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flashmoe_lab import native
+from flashmoe_lab.stages.expert_fetch import ExpertFetch
 from flashmoe_lab.storage.blocks import ReadError
 from flashmoe_lab.storage.page_cache import warm
 from flashmoe_lab.trace.export import chrome_events, requests
@@ -113,6 +114,58 @@ def test_a_read_that_failed_for_nothing_is_not_told(open_engine, packed, monkeyp
         trace = traced(engine).trace
     ahead = trace.reads[trace.reads.wanted == "prefetch"]
     assert len(ahead) == len(begun) - len(begun) // 3 > 20
+
+
+def test_what_others_have_waited_for_is_told_once(open_engine, packed, monkeypatch):
+    """Its expert is then found in the bank; the reads are told as nobody's."""
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=2) as engine:
+        of = ExpertFetch.of
+
+        def settled(self, experts, early=()):
+            if early:
+                self.bank.settle()
+            return of(self, experts, early)
+
+        monkeypatch.setattr(ExpertFetch, "of", settled)
+        run = traced(engine)
+    trace, stats = run.trace, run.stats
+    reads = trace.reads
+    named = trace.routing.groupby(["token", "layer"]).expert.apply(sorted)
+    used = reads[reads.used & (reads.token >= 6)].groupby(["token", "layer"]).expert.apply(sorted)
+    assert (used == named[used.index]).all() and len(used) == 29 * 4
+    assert not reads[reads.wanted == "prefetch"].used.any()
+    assert reads.nbytes.sum() == stats.prefill.read_nbytes + stats.decode.read_nbytes
+    assert requests(trace).hit.sum() == stats.prefill.hits + stats.decode.hits
+
+
+def test_a_pass_that_fails_is_told_as_far_as_it_came(open_engine, packed, monkeypatch):
+    with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=2) as engine:
+        submit, asked = engine.reader.submit, []
+
+        class Failed:
+            done = False
+
+            def wait(self):
+                raise ReadError(5, "the disk is gone")
+
+            def landed(self, least=1):
+                return iter(())
+
+        def failing(reads):
+            asked.append((reads.layer, len(reads)))
+            return Failed() if len(asked) > 60 and reads.layer == 1 else submit(reads)
+
+        monkeypatch.setattr(engine.reader, "submit", failing)
+        run = engine.stream_generate(PROMPT, 30, trace="flow")
+        with pytest.raises(ReadError, match="the disk is gone"):
+            run.wait()
+        spans = run.trace.spans
+        assert (spans.end_ns >= spans.start_ns).all()
+        assert (spans.start_ns.to_numpy()[1:] == spans.end_ns.to_numpy()[:-1]).all()
+        monkeypatch.setattr(engine.reader, "submit", submit)
+        again = traced(engine)
+    reads, stats = again.trace.reads, again.stats
+    assert reads.nbytes.sum() == stats.prefill.read_nbytes + stats.decode.read_nbytes
 
 
 def test_looking_ahead_has_a_span_of_its_own(open_engine, packed):
