@@ -138,12 +138,13 @@ def test_what_others_have_waited_for_is_told_once(open_engine, packed, monkeypat
     assert requests(trace).hit.sum() == stats.prefill.hits + stats.decode.hits
 
 
-def test_a_pass_that_fails_is_told_as_far_as_it_came(open_engine, packed, monkeypatch):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_pass_that_fails_is_told_as_far_as_it_came(open_engine, packed, monkeypatch, at_once):
     with open_engine(packed("golden/hf", 4), bank_gb=0.0004, prefetch=2) as engine:
         submit, asked = engine.reader.submit, []
 
         class Failed:
-            done = False
+            done = at_once
 
             def wait(self):
                 raise ReadError(5, "the disk is gone")
