@@ -73,9 +73,17 @@ class Lab:
 
     def end_kernels(self) -> None:
         """End every kernel: a test's own must not work beside the next one."""
-        for kernel in json.loads(self._ask("GET", "/api/kernels")):
+        for kernel in self._kernels():
             with suppress(HTTPError):  # it may be ending by itself
                 self._ask("DELETE", f"/api/kernels/{kernel['id']}")
+
+    def _kernels(self) -> list[dict[str, Any]]:
+        """Asked again where Jupyter stumbles (500) over one that ends while it lists them."""
+        for pause_s in (0.5, 1, 2):
+            with suppress(HTTPError):
+                return json.loads(self._ask("GET", "/api/kernels"))
+            time.sleep(pause_s)
+        return json.loads(self._ask("GET", "/api/kernels"))
 
     def _ask(self, method: str, path: str) -> bytes:
         headers = {"Authorization": f"token {TOKEN}"}
