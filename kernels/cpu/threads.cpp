@@ -33,11 +33,17 @@ void pause() {
 
 thread_local bool working = false;  // within a body
 
+// A part of a job's indices. A cache line of its own, because every thread counts up in its own.
+struct alignas(64) Range {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
 class Pool {
  public:
-  explicit Pool(int workers) {
+  explicit Pool(int workers) : ranges_(workers + 1) {
     try {
-      for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { serve(); });
+      for (int i = 0; i < workers; ++i) threads_.emplace_back([this, i] { serve(i + 1); });
     } catch (const std::system_error&) {
       // The system gives no more: those that there are do the work.
     }
@@ -57,13 +63,16 @@ class Pool {
     {
       std::lock_guard<std::mutex> hold(mutex_);
       body_ = &body;
-      count_ = count;
-      next_.store(0, std::memory_order_relaxed);
+      const auto parts = static_cast<int64_t>(ranges_.size());
+      for (int64_t i = 0; i < parts; ++i) {
+        ranges_[i].next.store(i * count / parts, std::memory_order_relaxed);
+        ranges_[i].end = (i + 1) * count / parts;
+      }
       open_ = true;
       ticket_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
-    work(body, count);
+    work(body, 0);
     {
       // Who has not come by now is not waited for: a sleeping thread wakes late.
       std::lock_guard<std::mutex> hold(mutex_);
@@ -74,18 +83,24 @@ class Pool {
   }
 
  private:
-  // What a body throws is kept for the caller, and the rest is left undone.
-  void work(const std::function<void(int64_t)>& body, int64_t count) noexcept {
+  // A thread goes through its own part in order, so that what a body asks memory for in advance is
+  // its own, and then helps with the others'. What a body throws is kept for the caller, and the
+  // rest is left undone.
+  void work(const std::function<void(int64_t)>& body, size_t own) noexcept {
     try {
-      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) body(i);
+      for (size_t n = 0; n < ranges_.size(); ++n) {
+        Range& range = ranges_[(own + n) % ranges_.size()];
+        for (int64_t i; (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;)
+          body(i);
+      }
     } catch (...) {
-      next_.store(count, std::memory_order_relaxed);
+      for (Range& range : ranges_) range.next.store(range.end, std::memory_order_relaxed);
       std::lock_guard<std::mutex> hold(mutex_);
       if (!error_) error_ = std::current_exception();
     }
   }
 
-  void serve() {
+  void serve(size_t own) {
     working = true;
     uint64_t seen = 0;
     for (;;) {
@@ -97,9 +112,8 @@ class Pool {
       if (!open_) continue;
       inside_.fetch_add(1, std::memory_order_relaxed);
       const auto& body = *body_;
-      const int64_t count = count_;
       hold.unlock();
-      work(body, count);
+      work(body, own);
       inside_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -111,8 +125,7 @@ class Pool {
   std::atomic<int> inside_{0};       // workers on the job in hand
   bool open_ = false, stop_ = false;
   const std::function<void(int64_t)>* body_ = nullptr;
-  int64_t count_ = 0;
-  std::atomic<int64_t> next_{0};
+  std::vector<Range> ranges_;  // one a thread, the caller's first
   std::exception_ptr error_;  // the first of the job in hand
 };
 
