@@ -21,6 +21,7 @@ from flashmoe_lab.config import FULL, LINEAR
 from flashmoe_lab.model import Model
 from flashmoe_lab.stages.linear import Linear
 from flashmoe_lab.storage.bank import ExpertBank
+from flashmoe_lab.storage.reader import Reader
 from flashmoe_lab.storage.slot_pool import SlotPool
 from flashmoe_lab.storage.ways import open_reader
 from flashmoe_lab.weights import Weights
@@ -105,6 +106,30 @@ def make_model() -> Iterator[Callable[..., Model]]:
             for layer in model.layers:
                 layer.experts.variant = variant
             return model
+
+        yield make
+
+
+@pytest.fixture
+def read_by(
+    packed: Callable[..., Path], make_model: Callable[..., Model]
+) -> Iterator[Callable[..., tuple[Model, Reader]]]:
+    """`read_by(Reader, slots, prefetch)`: the golden model in 4 bits read by a reader of the test's
+    own, and that reader."""
+    path = packed("golden/hf", 4)
+    layers = fl.PackedCheckpoint(path).layers
+    with ExitStack() as stack:
+
+        def make(
+            way: type[Reader], slots: int, prefetch: int = 0, workspace: int = 1
+        ) -> tuple[Model, Reader]:
+            capacity = slots * layers[0].layout.block_nbytes
+            model = make_model(path, capacity=capacity, workspace=workspace)
+            reader = way({layer.layer: layer.path for layer in layers})
+            stack.callback(reader.close)
+            for layer in model.layers:
+                layer.fetch.reader, layer.fetch.prefetch = reader, prefetch
+            return model, reader
 
         yield make
 

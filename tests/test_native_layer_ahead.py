@@ -1,13 +1,14 @@
 """What the next layer is likely to ask for is read before its router has spoken: the same bits, and
 nothing that was asked for waits for what was not."""
 
+from functools import partial
 from threading import Event
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from flashmoe_lab import PackedCheckpoint, kernels
+from flashmoe_lab import kernels
 from flashmoe_lab.stages.expert_fetch import ExpertFetch
 from flashmoe_lab.storage.blocks import ReadError, ReadRecords
 from flashmoe_lab.storage.ways import PreadReader
@@ -49,11 +50,8 @@ class Listed(PreadReader):
 
 
 @pytest.fixture
-def make(packed, make_model, monkeypatch):
+def make(read_by, monkeypatch):
     """`make(slots, prefetch)`: a model, and its reader."""
-    path = packed("golden/hf", 4)
-    layers = PackedCheckpoint(path).layers
-    readers = []
     begin_ahead = ExpertFetch.begin_ahead
 
     def noted(self, *arguments):
@@ -64,17 +62,7 @@ def make(packed, make_model, monkeypatch):
             self.reader.who = "demand"
 
     monkeypatch.setattr(ExpertFetch, "begin_ahead", noted)
-
-    def make(slots, prefetch):
-        model = make_model(path, capacity=slots * layers[0].layout.block_nbytes)
-        readers.append(Listed({layer.layer: layer.path for layer in layers}))
-        for layer in model.layers:
-            layer.fetch.reader, layer.fetch.prefetch = readers[-1], prefetch
-        return model, readers[-1]
-
-    yield make
-    for reader in readers:
-        reader.close()
+    return partial(read_by, Listed)
 
 
 @pytest.fixture

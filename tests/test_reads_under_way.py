@@ -1,11 +1,13 @@
 """What somebody else has begun to read while a token goes through the layers: an expert is computed
 with only once it has come, and no slot is given away while something is read into it."""
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from flashmoe_lab import PackedCheckpoint, kernels
+from flashmoe_lab import kernels
 from flashmoe_lab.stages.expert_fetch import ExpertFetch
 from flashmoe_lab.stages.router import Routing
 from flashmoe_lab.storage.ways import PreadReader
@@ -48,23 +50,9 @@ class Slow(PreadReader):
 
 
 @pytest.fixture
-def make(packed, make_model):
+def make(read_by):
     """`make(slots, prefetch)`: a model, and its reader."""
-    path = packed("golden/hf", 4)
-    layers = PackedCheckpoint(path).layers
-    readers = []
-
-    def make(slots, prefetch=0, workspace=1):
-        capacity = slots * layers[0].layout.block_nbytes
-        model = make_model(path, capacity=capacity, workspace=workspace)
-        readers.append(Slow({layer.layer: layer.path for layer in layers}))
-        for layer in model.layers:
-            layer.fetch.reader, layer.fetch.prefetch = readers[-1], prefetch
-        return model, readers[-1]
-
-    yield make
-    for reader in readers:
-        reader.close()
+    return partial(read_by, Slow)
 
 
 @pytest.fixture
