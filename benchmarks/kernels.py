@@ -1,11 +1,12 @@
 """The native kernels one by one: gigabytes per second beside a plain read of the same bytes.
 
 What is held against a plain read has a working set larger than the last-level cache, or says that
-it has not: many matrices, each read once a repetition. Products of many tokens are bound by
-arithmetic and say multiplications per second instead; they go through four matrices, which the
-cache may hold. Every case runs in turn with the plain read, `--repetitions` times, in reversed
-order every second time. Errors are relative rms against float64, of every operation; one over its
-bound ends in exit code 1.
+it has not. A matrix and one token are one product of all of it, as the read is one, and then a
+product for every 1024 rows, which is what an expert's matrix has: what a call costs by itself is
+the difference. Products of many tokens are bound by arithmetic and say multiplications per second
+instead; they go through 4096 rows, which the cache may hold. Every case runs in turn with the plain
+read, `--repetitions` times, in reversed order every second time. Errors are relative rms against
+float64, of every operation; one over its bound ends in exit code 1.
 
     python benchmarks/kernels.py                        half a gigabyte, a minute or two
     python benchmarks/kernels.py --gigabytes 2 --json results.jsonl
@@ -27,7 +28,7 @@ from record import record
 from flashmoe_lab import Quantization, kernels, native
 from flashmoe_lab.checkpoint.quantize import dequantize_reference
 
-COLUMNS, ROWS = 4096, 1024  # of one matrix
+COLUMNS, ROWS = 4096, 1024  # of an expert's matrix
 VARIANTS = ("native", "native_int")
 BOUNDS = {"native": 1e-5, "native_int": 1e-3}  # of the relative rms error
 
@@ -64,14 +65,14 @@ def main() -> int:
         return 1
     print(f"last-level cache: {last_level_cache() >> 20} MiB")
     right = True
-    print(f"{'case':<34}{'variant':<12}{'threads':>8}{'median':>9} {'':<8}{'read':>7}  rms error")
+    print(f"{'case':<46}{'variant':<12}{'threads':>8}{'median':>9} {'':<8}{'read':>7}  rms error")
     for threads in options.threads:
         native.set_threads(threads)
         for bits in options.bits:
             matrices = _Matrices(Quantization(bits=bits), options.gigabytes)
-            one, many = ([m(name) for name in VARIANTS] for m in (matrices.matvec, matrices.matmul))
-            right &= _measure(one, matrices.memory, options)
-            right &= _measure(many, matrices.memory, options)
+            for operation in (matrices.matvec, matrices.matvecs, matrices.matmul):
+                cases = [operation(name) for name in VARIANTS]
+                right &= _measure(cases, matrices.memory, options)
         experts = _Experts(options.gigabytes)
         right &= _measure([experts.token(name, 10) for name in VARIANTS], experts.memory, options)
         attention = _Attention(32768)
@@ -124,7 +125,7 @@ def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Name
         error = f"{case.error_rms:.1e}" + ("" if case.right else "  WRONG")
         error += "  (its memory fits in the cache)" if cached else ""
         print(
-            f"{case.name:<34}{name:<12}{native.threads():>8}{speed.median:>9.1f} "
+            f"{case.name:<46}{name:<12}{native.threads():>8}{speed.median:>9.1f} "
             f"{case.unit:<8}{shown:>7}  {error}",
             flush=True,
         )
@@ -150,72 +151,64 @@ def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Name
 
 
 class _Matrices:
-    """Many matrices of random codes, and one token, or some, that go through them all."""
+    """A large matrix of random codes that repeat every ROWS, and tokens that go through it."""
 
     def __init__(self, quantization: Quantization, gigabytes: float) -> None:
         self.quantization = quantization
         rng, groups = np.random.default_rng(0), COLUMNS // quantization.group_size
         one = quantization.nbytes((ROWS, COLUMNS))
-        count = max(2, int(gigabytes * 1e9 / one))
+        self._count = max(4, int(gigabytes * 1e9 / one))
         words = COLUMNS * quantization.bits // 32
-        self._codes = np.empty((count, ROWS, words), np.uint32)
+        codes = np.empty((self._count, ROWS, words), np.uint32)
         first = rng.integers(0, 2**32, (ROWS, words), dtype=np.uint32)
-        self._codes[:] = first
+        codes[:] = first
         small = _bfloat16(rng.normal(size=(ROWS, groups)) / 2**quantization.bits / COLUMNS**0.5)
         middle = _bfloat16(-_float(small) * 2 ** (quantization.bits - 1))
-        self._scales, self._biases = (np.tile(part, (count, 1, 1)) for part in (small, middle))
-        self.memory = [self._codes, self._scales, self._biases]
-        self._matrices = [
-            _matrix(*parts, quantization)
-            for parts in zip(self._codes, self._scales, self._biases, strict=True)
-        ]
+        scales, biases = (np.tile(part, (self._count, 1, 1)) for part in (small, middle))
+        self.memory = [codes, scales, biases]
         self._truth = dequantize_reference(first, _float(small), _float(middle), quantization)
         self._x = rng.normal(size=(512, COLUMNS)).astype(np.float32)
 
     def matvec(self, variant: str) -> Case:
-        x, out = self._x[:1], np.empty((1, ROWS), np.float32)
+        return self._case("dequant_matvec", variant, [self._rows(0, self._count)])
+
+    def matvecs(self, variant: str) -> Case:
+        pieces = [self._rows(first, first + 1) for first in range(self._count)]
+        return self._case(f"dequant_matvec by {ROWS} rows", variant, pieces)
+
+    def matmul(self, variant: str) -> Case:
+        return self._case("dequant_matmul", variant, [self._rows(0, 4)], tokens=512)
+
+    def _rows(self, first: int, last: int) -> Any:
+        """A matrix of the pieces `first` to `last`, ROWS each."""
+        codes, scales, biases = (
+            part[first:last].reshape(-1, part.shape[-1]) for part in self.memory
+        )
+        return _matrix(codes, scales, biases, self.quantization)
+
+    def _case(self, name: str, variant: str, matrices: list[Any], tokens: int = 1) -> Case:
+        q, x = self.quantization, self._x[:tokens]
+        rows = matrices[0].rows
+        outs = [np.empty((tokens, rows), np.float32) for _ in matrices]
 
         def run() -> None:
             kernels.use(variant)
-            for matrix in self._matrices:
-                matrix.product(x, 1, out)
-
-        run()
-        nbytes = sum(part.nbytes for part in self.memory)
-        return self._case("dequant_matvec", variant, run, nbytes / 1e9, "GB/s", True, out, 1)
-
-    def matmul(self, variant: str, tokens: int = 512) -> Case:
-        x, out = self._x[:tokens], np.empty((tokens, ROWS), np.float32)
-
-        def run() -> None:
-            kernels.use(variant)
-            for matrix in self._matrices[:4]:
+            for matrix, out in zip(matrices, outs, strict=True):
                 matrix.product(x, tokens, out)
 
         run()
-        work = 4 * tokens * ROWS * COLUMNS / 1e9
-        return self._case("dequant_matmul", variant, run, work, "GMAC/s", False, out, tokens)
-
-    def _case(
-        self,
-        name: str,
-        variant: str,
-        run: Callable[[], None],
-        work: float,
-        unit: str,
-        beside: bool,
-        out: np.ndarray,
-        tokens: int,
-    ) -> Case:
-        q = self.quantization
+        found = np.concatenate(outs, axis=1).reshape(tokens, -1, ROWS)
+        truth = (x.astype(np.float64) @ self._truth.T)[:, None]
+        nbytes = sum(part.nbytes for part in self.memory)
+        one = tokens == 1
         return Case(
             name=f"{name}, {q.bits} bits, group {q.group_size}",
             variant=variant,
             run=run,
-            work=work,
-            unit=unit,
-            beside=beside,
-            error_rms=_error(out, self._x[:tokens].astype(np.float64) @ self._truth.T),
+            work=nbytes / 1e9 if one else tokens * rows * COLUMNS / 1e9,
+            unit="GB/s" if one else "GMAC/s",
+            beside=one,
+            error_rms=_error(found, truth),
             conditions=dict(bits=q.bits, group_size=q.group_size, tokens=tokens),
         )
 

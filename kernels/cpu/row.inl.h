@@ -11,27 +11,39 @@ constexpr int unit_of(int bits, int span) {
 }
 constexpr int fields_of(int bits, int span) { return unit_of(bits, span) / (has_digits ? 64 : 32); }
 
+// 64 digits to their fields: field f has every `packed`th one, which a narrowing of whole words picks.
+template <int fields, int packed>
+inline void place_digits(const int8_t* digits, int8_t* out) {
+  using Word = std::conditional_t<packed == 4, uint32_t, uint16_t>;
+  constexpr int each = 64 / fields;
+  Word words[64 / sizeof(Word)];
+  std::memcpy(words, digits, 64);
+  for (int f = 0; f < fields; ++f) {
+    if constexpr (packed == 1)
+      std::memcpy(out + 64 * f, digits + each * f, each);
+    else
+      for (int i = 0; i < each; ++i)
+        out[64 * f + i] = static_cast<int8_t>(words[f / packed * each + i] >> 8 * (f % packed));
+  }
+}
+
 // 64 numbers, those of a unit from column `within` on, in the order of its fields: numbers of 16
 // bits, or all the unit's high digits and then all its low ones.
 // `packed` codes lie in a byte.
 template <int fields, int packed>
 inline void place_words(const int16_t* words, int64_t within, void* unit) {
-  constexpr int each = 64 / fields;
   const int64_t at = within / fields;
-  if (has_digits) {
+  if constexpr (has_digits) {
     int8_t high[64], low[64];
     for (int i = 0; i < 64; ++i) {
       high[i] = static_cast<int8_t>((words[i] + 128) >> 8);
       low[i] = static_cast<int8_t>(words[i]);
     }
     auto* out = static_cast<int8_t*>(unit) + at;
-    for (int f = 0; f < fields; ++f)
-      for (int i = 0; i < each; ++i) {
-        const int from = f / packed * each * packed + i * packed + f % packed;
-        out[64 * f + i] = high[from];
-        out[64 * (fields + f) + i] = low[from];
-      }
+    place_digits<fields, packed>(high, out);
+    place_digits<fields, packed>(low, out + 64 * fields);
   } else {
+    constexpr int each = 64 / fields;
     auto* out = static_cast<int16_t*>(unit) + at;
     for (int f = 0; f < fields; ++f)
       for (int i = 0; i < each; ++i) out[32 * f + i] = words[fields * i + f];

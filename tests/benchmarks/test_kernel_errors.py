@@ -25,7 +25,8 @@ pytestmark = pytest.mark.skipif(
 )
 CASES = {
     "matvec": lambda: bench._Matrices(Quantization(bits=4), 0).matvec("native_int"),
-    "matmul": lambda: bench._Matrices(Quantization(bits=4), 0).matmul("native", 3),
+    "matvecs": lambda: bench._Matrices(Quantization(bits=4), 0).matvecs("native_int"),
+    "matmul": lambda: bench._Matrices(Quantization(bits=4), 0).matmul("native"),
     "experts": lambda: bench._Experts(0).token("native_int", 10),
     "attention": lambda: bench._Attention(300).decode(),
     "delta": lambda: bench._Delta(1).decode(),
