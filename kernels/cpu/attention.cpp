@@ -107,7 +107,8 @@ void attention(const Attention& a, const float* x, int64_t tokens, int64_t posit
       for (int64_t j = 0; j < kQueries; ++j)
         lengths[j] = position + (begin + std::min(j, queries - 1)) / group + 1 - b * kBlock;
       const int64_t from = (head * size + b * kBlock) * dim;
-      const float* next = keys + from + (b + 1 < last ? kBlock * dim : 0);
+      // A thread's next task begins where this one ends.
+      const float* next = keys + from + ((b + 1) * kBlock < end ? kBlock * dim : 0);
       float* out = few ? total + b * part : b ? extra : total;
       kernels().attend(lanes, queries, dim, keys + from, values + from, lengths,
                        std::min(kBlock, end - b * kBlock), next, scores, out);
