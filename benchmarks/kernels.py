@@ -5,7 +5,8 @@ it has not. A matrix and one token are one product of all of it, as the read is 
 product for every 1024 rows, which is what an expert's matrix has: what a call costs by itself is
 the difference. Products of many tokens are bound by arithmetic and say multiplications per second
 instead; they go through 4096 rows, which the cache may hold. Every case runs in turn with the plain
-read, `--repetitions` times, in reversed order every second time. Errors are relative rms against
+read, `--repetitions` times, in reversed order every second time; the ratio is the median of those
+within a repetition, for memory may change its speed between two. Errors are relative rms against
 float64, of every operation; one over its bound ends in exit code 1.
 
     python benchmarks/kernels.py                        half a gigabyte, a minute or two
@@ -65,7 +66,8 @@ def main() -> int:
         return 1
     print(f"last-level cache: {last_level_cache() >> 20} MiB")
     right = True
-    print(f"{'case':<46}{'variant':<12}{'threads':>8}{'median':>9} {'':<8}{'read':>7}  rms error")
+    head = f"{'case':<46}{'variant':<12}{'threads':>8}{'median':>9} {'':<8}{'of a read':>13}"
+    print(f"{head}  rms error")
     for threads in options.threads:
         native.set_threads(threads)
         for bits in options.bits:
@@ -120,13 +122,13 @@ def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Name
     found = interleave(runs, options.repetitions)
     for name, case in by_name.items():
         speed = found[name]
-        ratio = speed.median / found["read"].median if case.beside else None
-        shown = "" if ratio is None else f"{ratio:.2f}"
+        ratio = speed.beside(found["read"]) if case.beside else None
+        shown = "" if ratio is None else f"{ratio:.2f} of {found['read'].median:.1f}"
         error = f"{case.error_rms:.1e}" + ("" if case.right else "  WRONG")
         error += "  (its memory fits in the cache)" if cached else ""
         print(
             f"{case.name:<46}{name:<12}{native.threads():>8}{speed.median:>9.1f} "
-            f"{case.unit:<8}{shown:>7}  {error}",
+            f"{case.unit:<8}{shown:>13}  {error}",
             flush=True,
         )
         record(
@@ -145,6 +147,7 @@ def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Name
             isa=native.isa(),
             page_cache="not used",
             last_level_cache_nbytes=last_level_cache(),
+            **(dict(read_gbps=found["read"].median) if case.beside else {}),
             **case.conditions,
         )
     return all(case.right for case in cases)
