@@ -25,11 +25,10 @@ class Samples:
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
         return (high - low) / 2
 
-    def beside(self, other: "Samples") -> float:
-        """The median of the ratios to the other's values of the same repetitions: what changes the
-        machine's speed between repetitions changes both of a pair."""
-        pairs = zip(self.values, other.values, strict=True)
-        return statistics.median(own / others for own, others in pairs)
+    def beside(self, other: "Samples") -> "Samples":
+        """Ratios to the other's values of the same repetitions: what changes the machine's speed
+        between repetitions changes both of a pair."""
+        return Samples([mine / its for mine, its in zip(self.values, other.values, strict=True)])
 
     def __len__(self) -> int:
         return len(self.values)

@@ -122,7 +122,7 @@ def _measure(cases: list[Case], memory: list[np.ndarray], options: argparse.Name
     found = interleave(runs, options.repetitions)
     for name, case in by_name.items():
         speed = found[name]
-        ratio = speed.beside(found["read"]) if case.beside else None
+        ratio = speed.beside(found["read"]).median if case.beside else None
         shown = "" if ratio is None else f"{ratio:.2f} of {found['read'].median:.1f}"
         error = f"{case.error_rms:.1e}" + ("" if case.right else "  WRONG")
         error += "  (its memory fits in the cache)" if cached else ""
@@ -192,7 +192,7 @@ class _Matrices:
     def _case(self, name: str, variant: str, matrices: list[Any], tokens: int = 1) -> Case:
         q, x = self.quantization, self._x[:tokens]
         rows = matrices[0].rows
-        outs = [np.empty((tokens, rows), np.float32) for _ in matrices]
+        outs = [np.full((tokens, rows), np.nan, np.float32) for _ in matrices]
 
         def run() -> None:
             kernels.use(variant)

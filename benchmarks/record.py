@@ -33,7 +33,8 @@ def record(
         benchmark, case, variant: the program, what it was run on, and which implementation.
         value, unit: the median, and what it is in.
         spread: half the distance between the quartiles, in `unit`.
-        ratio_to, ratio: the value over another's from the same run.
+        ratio_to, ratio: the value over another's from the same run; where a program says so, the
+            median of the ratios within a repetition.
         error_rms: relative to the float64 reference.
         conditions: what else it depends on: K, bits, layers, threads, page_cache, ...
     """

@@ -94,11 +94,6 @@ def main() -> int:
     return 0 if right else 1
 
 
-def _ratio(samples: dict[str, Samples], variant: str) -> Samples:
-    pairs = zip(samples[variant].values, samples["untraced"].values, strict=True)
-    return Samples([mine / plain for mine, plain in pairs])
-
-
 def _best_ratio(samples: dict[str, Samples], variant: str) -> float:
     """Best against best: what is left when the machine was disturbed least."""
     return max(samples[variant].values) / max(samples["untraced"].values)
@@ -117,7 +112,7 @@ def _print(bench: Bench, samples: dict[str, Samples]) -> None:
     )
     same = "same" if bench.equal else "NOT THE SAME"
     for name, found in samples.items():
-        ratio, closure = _ratio(samples, name), bench.closure(name)
+        ratio, closure = found.beside(samples["untraced"]), bench.closure(name)
         explained = "" if closure is None else f"{closure:.1%}"
         print(
             f"{name:10}{found.median:>10.2f}{found.spread:>9.2f}{ratio.median:>8.3f}"
@@ -133,7 +128,7 @@ def _print(bench: Bench, samples: dict[str, Samples]) -> None:
 def _record(bench: Bench, samples: dict[str, Samples], conditions: dict[str, Any]) -> None:
     options = bench.options
     for name, found in samples.items():
-        ratio = _ratio(samples, name)
+        ratio = found.beside(samples["untraced"])
         record(
             options.json,
             benchmark="trace",
@@ -144,7 +139,7 @@ def _record(bench: Bench, samples: dict[str, Samples], conditions: dict[str, Any
             repetitions=len(found),
             spread=found.spread,
             ratio_to="untraced",
-            ratio=statistics.median(ratio.values),
+            ratio=ratio.median,
             ratio_spread=ratio.spread,
             ratio_of_best=_best_ratio(samples, name),
             ratio_of_whole_runs=bench.wall_ratio(name),

@@ -107,7 +107,7 @@ void attention(const Attention& a, const float* x, int64_t tokens, int64_t posit
       for (int64_t j = 0; j < kQueries; ++j)
         lengths[j] = position + (begin + std::min(j, queries - 1)) / group + 1 - b * kBlock;
       const int64_t from = (head * size + b * kBlock) * dim;
-      // A thread's next task begins where this one ends.
+      // Also beyond `last`: there the thread's next task begins.
       const float* next = keys + from + ((b + 1) * kBlock < end ? kBlock * dim : 0);
       float* out = few ? total + b * part : b ? extra : total;
       kernels().attend(lanes, queries, dim, keys + from, values + from, lengths,

@@ -11,17 +11,19 @@ constexpr int unit_of(int bits, int span) {
 }
 constexpr int fields_of(int bits, int span) { return unit_of(bits, span) / (has_digits ? 64 : 32); }
 
-// 64 digits to their fields: field f has every `packed`th one, which a narrowing of whole words picks.
+// 64 digits to their fields, which come in sets of `packed`: one of a set has every `packed`th digit
+// of the set's part, and that is the same byte of every word (x86 has the low one first; no other
+// machine here has digits).
 template <int fields, int packed>
 inline void place_digits(const int8_t* digits, int8_t* out) {
   using Word = std::conditional_t<packed == 4, uint32_t, uint16_t>;
   constexpr int each = 64 / fields;
-  Word words[64 / sizeof(Word)];
-  std::memcpy(words, digits, 64);
-  for (int f = 0; f < fields; ++f) {
-    if constexpr (packed == 1)
-      std::memcpy(out + 64 * f, digits + each * f, each);
-    else
+  if constexpr (packed == 1) {
+    for (int f = 0; f < fields; ++f) std::memcpy(out + 64 * f, digits + each * f, each);
+  } else {
+    Word words[64 / sizeof(Word)];
+    std::memcpy(words, digits, 64);
+    for (int f = 0; f < fields; ++f)
       for (int i = 0; i < each; ++i)
         out[64 * f + i] = static_cast<int8_t>(words[f / packed * each + i] >> 8 * (f % packed));
   }

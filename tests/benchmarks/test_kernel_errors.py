@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -63,9 +64,28 @@ def wrong_delta(monkeypatch):
     return bench._Delta(1).decode()
 
 
-@pytest.mark.parametrize("wrong", [wrong_experts, wrong_attention, wrong_delta])
+class Short:
+    """A matrix whose products leave out the last row."""
+
+    def __init__(self, matrix):
+        self.matrix, self.rows = matrix, matrix.rows
+
+    def product(self, x, tokens, out):
+        whole = np.empty_like(out)
+        self.matrix.product(x, tokens, whole)
+        out[:, :-1] = whole[:, :-1]
+
+
+def wrong_product(monkeypatch):
+    matrices = bench._Matrices(Quantization(bits=4), 0)
+    real = matrices._rows
+    monkeypatch.setattr(matrices, "_rows", lambda first, last: Short(real(first, last)))
+    return matrices.matvecs("native")
+
+
+@pytest.mark.parametrize("wrong", [wrong_product, wrong_experts, wrong_attention, wrong_delta])
 def test_a_wrong_kernel_is_seen(monkeypatch, wrong):
-    """Experts one per cent too large, another rope_theta, another eps."""
+    """A row not written, experts one per cent too large, another rope_theta, another eps."""
     assert not wrong(monkeypatch).right
 
 
@@ -79,3 +99,16 @@ def test_an_error_fails_the_run(capsys, monkeypatch, error, right):
     assert bench._measure([case], [np.zeros(100, np.uint64)], options) is right
     said = capsys.readouterr().out
     assert ("WRONG" in said) is not right and "fits in the cache" in said
+
+
+def test_a_ratio_is_of_speeds_within_a_repetition(monkeypatch, tmp_path):
+    samples = sys.modules["interleave"].Samples
+    found = {"native": samples([15, 30, 30, 15, 30]), "read": samples([30, 60, 60, 30, 30])}
+    monkeypatch.setattr(bench, "interleave", lambda runs, repetitions: found)
+    case = bench.Case(
+        name="x", variant="native", run=lambda: None, work=1.0, unit="GB/s", error_rms=0.0
+    )
+    options = argparse.Namespace(repetitions=5, json=tmp_path / "lines.jsonl")
+    assert bench._measure([case], [np.zeros(8)], options)
+    line = json.loads(options.json.read_text())
+    assert line["ratio"] == 0.5 and line["conditions"]["read_gbps"] == 30
