@@ -51,7 +51,7 @@ def measure(engine: fl.Engine, options: argparse.Namespace, path: Path) -> None:
     longest = runs[f"{FULL}, {max(options.lengths)}"]
     work["plain read"] = longest.read
     samples = interleave(work, options.repetitions)
-    print(f"context, {options.geometry}: milliseconds a token of one mixer, medians")
+    print(f"context, {model_under_test.name(options)}: milliseconds a token of one mixer, medians")
     print(f"{'':28}{'ms':>10}{'spread':>9}{'over first':>12}{'GB/s of state':>15}")
     for name, run in runs.items():
         show(options, name, run, samples, conditions)
@@ -130,7 +130,7 @@ def show(
     record(
         options.json,
         benchmark="context",
-        case=f"{options.geometry}, {kind}",
+        case=f"{model_under_test.name(options)}, {kind}",
         variant=f"context {run.length}",
         value=found.median,
         unit="ms/token",
@@ -159,8 +159,9 @@ def plot(options: argparse.Namespace, kinds: list[str], samples: dict[str, Sampl
     data = pd.DataFrame(rows, columns=["kind", "context_tokens", "median_ms", "best_ms"])
     title = "Attention's time grows with the context, DeltaNet's does not"
     caption = (
-        f"{options.geometry}, one mixer of each kind, one token, random state; {native.threads()} "
-        f"threads, {native.isa()}; medians of {options.repetitions} (dotted: the best)"
+        f"{model_under_test.name(options)}, one mixer of each kind, one token, random state; "
+        f"{native.threads()} threads, {native.isa()}; "
+        f"medians of {options.repetitions} (dotted: the best)"
     )
     figure, axes = canvas(title, caption, height=3.6)
     ax = axes[0, 0]

@@ -61,7 +61,8 @@ def main() -> int:
         samples = interleave(work, options.repetitions)
         conditions = model_under_test.conditions(options, path)
     print(
-        f"decode, {options.geometry}, {conditions['layers']} layers, {conditions['bits']} bits, "
+        f"decode, {model_under_test.name(options)}, {conditions['layers']} layers, "
+        f"{conditions['bits']} bits, "
         f"{gigabytes:.2f} GB of experts, {options.tokens} random tokens, page cache "
         f"{conditions['page_cache']}, median of {options.repetitions} interleaved"
     )
@@ -83,7 +84,7 @@ def main() -> int:
         record(
             options.json,
             benchmark="decode",
-            case=f"{options.geometry}, K={case.k}",
+            case=f"{model_under_test.name(options)}, K={case.k}",
             variant=case.name,
             value=speed.median,
             unit="tokens/s",

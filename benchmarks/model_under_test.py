@@ -20,13 +20,22 @@ TINY = Path(__file__).parents[1] / "data" / "tiny.json"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What says which model, and how often."""
     parser.add_argument("--model", type=Path, help="a packed checkpoint instead of a synthetic one")
-    parser.add_argument("--geometry", default="tiny", choices=["tiny", *geometries()])
+    parser.add_argument(
+        "--geometry",
+        choices=["tiny", *geometries()],
+        help="default tiny; of --model: what it is called",
+    )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="empty the page cache before each run")
     parser.add_argument("--json", type=Path, help="append one line a case to this file")
+
+
+def name(options: argparse.Namespace) -> str:
+    """What the model is called in tables and lines."""
+    return options.geometry or (options.model.name if options.model else "tiny")
 
 
 @contextmanager
@@ -38,7 +47,7 @@ def opened(options: argparse.Namespace) -> Iterator[Path]:
         yield options.model
         return
     with tempfile.TemporaryDirectory() as folder:
-        config = geometries().get(options.geometry) or read_json(TINY)
+        config = geometries().get(name(options)) or read_json(TINY)
         quantization = fl.Quantization(bits=options.bits)
         source = SyntheticSource(config, options.layers, quantization, options.seed)
         path = Path(folder) / "packed"

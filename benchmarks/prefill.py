@@ -44,7 +44,8 @@ def main() -> int:
         samples = interleave(work, options.repetitions)
         conditions = model_under_test.conditions(options, path)
     print(
-        f"prefill, {options.geometry}, {conditions['layers']} layers, {conditions['bits']} bits, "
+        f"prefill, {model_under_test.name(options)}, {conditions['layers']} layers, "
+        f"{conditions['bits']} bits, "
         f"chunks of {options.chunk}, bank {bank:.2f} of {gigabytes:.2f} GB, page cache "
         f"{conditions['page_cache']}, median of {options.repetitions} interleaved"
     )
@@ -65,7 +66,7 @@ def main() -> int:
         record(
             options.json,
             benchmark="prefill",
-            case=f"{options.geometry}, {length} tokens",
+            case=f"{model_under_test.name(options)}, {length} tokens",
             variant=name.rpartition(", ")[2],
             value=speed.median,
             unit="tokens/s",

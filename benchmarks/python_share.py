@@ -114,7 +114,7 @@ def _measure(
         record(
             options.json,
             benchmark="python_share",
-            case=options.model.name if options.model else options.geometry,
+            case=model_under_test.name(options),
             variant=what,
             value=found.median,
             unit="share",

@@ -132,7 +132,7 @@ def _record(bench: Bench, samples: dict[str, Samples], conditions: dict[str, Any
         record(
             options.json,
             benchmark="trace",
-            case=options.model.name if options.model else options.geometry,
+            case=model_under_test.name(options),
             variant=name,
             value=found.median,
             unit="tokens/s",
