@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from interleave import interleave
 from kernel_truths import attention_truth, delta_truth
-from record import record
+from record import error_rms, record
 
 from flashmoe_lab import Quantization, kernels, native
 from flashmoe_lab.checkpoint.quantize import dequantize_reference
@@ -211,7 +211,7 @@ class _Matrices:
             work=nbytes / 1e9 if one else tokens * rows * COLUMNS / 1e9,
             unit="GB/s" if one else "GMAC/s",
             beside=one,
-            error_rms=_error(found, truth),
+            error_rms=error_rms(found, truth),
             conditions=dict(bits=q.bits, group_size=q.group_size, tokens=tokens),
         )
 
@@ -263,7 +263,7 @@ class _Experts:
         return Case(
             name="expert_mlp, 4 bits, 397B",
             variant=variant,
-            error_rms=_error(found, np.tile(self._truth, (k, 1))),
+            error_rms=error_rms(found, np.tile(self._truth, (k, 1))),
             run=run,
             work=self.slots // k * k * 7_077_888 / 1e9,
             unit="GB/s",
@@ -291,7 +291,7 @@ class _Attention:
         out = np.empty_like(x)
         self._stage(x, len(x), 0, *caches, out)
         truth = attention_truth(x, weights, self.HEADS, self.KV_HEADS, self.DIM)
-        self.error = _error(out, truth)
+        self.error = error_rms(out, truth)
         self.length = length
         shape = (self.KV_HEADS, length, self.DIM)
         self.memory = [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
@@ -328,7 +328,7 @@ class _Delta:
         x = rng.normal(size=(8, width)).astype(np.float32)
         out, inputs = np.empty_like(x), np.zeros((3, channels), np.float32)
         self._stage(x, len(x), inputs, np.zeros((heads, dim, dim), np.float32), out)
-        self.error = _error(out, delta_truth(x, weights, taps, keys, heads, dim))
+        self.error = error_rms(out, delta_truth(x, weights, taps, keys, heads, dim))
         self.memory = [np.zeros((heads, dim, dim), np.float32) for _ in range(layers)]
         self._conv = np.zeros((3, channels), np.float32)
         self._x = rng.normal(size=(1, width)).astype(np.float32)
@@ -371,10 +371,6 @@ def _bfloat16(values: np.ndarray) -> np.ndarray:
 
 def _float(values: np.ndarray) -> np.ndarray:
     return (values.astype(np.uint32) << 16).view(np.float32)
-
-
-def _error(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.sqrt(((found - truth) ** 2).mean() / (truth**2).mean()))
 
 
 def _options() -> argparse.Namespace:

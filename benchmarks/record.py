@@ -11,6 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+
+def error_rms(found: np.ndarray, truth: np.ndarray) -> float:
+    """The relative rms error of what was found; NaN where any of it is."""
+    return float(np.sqrt(((found - truth) ** 2).mean() / (truth**2).mean()))
+
 
 def record(
     file: str | Path | None,

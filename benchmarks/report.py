@@ -15,6 +15,7 @@ from typing import Any
 
 TITLES = {
     "kernels": "Kernels",
+    "errors": "Errors beside float64",
     "storage": "Reading blocks",
     "decode": "Decode",
     "overlap": "What explains a streamed token's time",
